@@ -1,0 +1,1 @@
+//! The bounded event pipeline: fold, persist, stream.

@@ -1,0 +1,1 @@
+//! The resolver of a sandbox: judges names, looks up, filters, binds.

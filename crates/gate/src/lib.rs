@@ -1,0 +1,1 @@
+//! Attaches a sandbox's network namespace to its policy.

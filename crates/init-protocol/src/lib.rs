@@ -1,0 +1,1 @@
+//! Frames between the daemon and the init of a sandbox.

@@ -1,0 +1,2 @@
+//! PID 1 of a sandbox: runs commands, works on files, reaps.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Network namespaces, links, addresses, routes and rules.

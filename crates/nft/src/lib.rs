@@ -1,0 +1,1 @@
+//! Typed nftables transactions and packet logs over netlink.

@@ -1,0 +1,1 @@
+//! Accepted connection to sniff, judge, relay.

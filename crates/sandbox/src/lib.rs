@@ -1,0 +1,1 @@
+//! Life cycle of sandboxes: root file system, cgroups, spawner, recovery.

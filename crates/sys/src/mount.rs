@@ -1,0 +1,1 @@
+//! Detached mounts, overlays and idmapped mounts.

@@ -1,0 +1,1 @@
+//! Sockets with options the standard library cannot set.

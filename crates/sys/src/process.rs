@@ -1,0 +1,1 @@
+//! Processes: fork, exec, wait, signals, credentials.

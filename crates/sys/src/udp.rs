@@ -1,0 +1,1 @@
+//! Datagrams with their original destination.

@@ -1,0 +1,1 @@
+//! User namespaces with a chosen range of ids.

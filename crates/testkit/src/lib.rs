@@ -1,0 +1,1 @@
+//! Namespaced lab networks for the tests.

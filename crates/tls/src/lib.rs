@@ -1,0 +1,1 @@
+//! TLS configurations; the only crate that names rustls.
