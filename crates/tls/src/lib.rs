@@ -1,1 +1,12 @@
-//! TLS configurations; the only crate that names rustls.
+//! TLS configurations. The only crate of the workspace that names rustls.
+//!
+//! One provider of cryptography, aws-lc-rs, is named explicitly everywhere: nothing depends on a process-wide
+//! default having been installed.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod server;
+
+pub use error::TlsError;
+pub use server::{Acceptor, ServerStream};
