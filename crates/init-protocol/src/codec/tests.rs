@@ -1,0 +1,218 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    Boot, ByteBuf, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit, Failure, FailureKind,
+    Hello, InitFrame, MAX_CHUNK, Request, Stream, Target,
+};
+
+fn text() -> impl Strategy<Value = String> {
+    "\\PC{0,40}"
+}
+
+fn bytes() -> impl Strategy<Value = ByteBuf> {
+    prop::collection::vec(any::<u8>(), 0..10_000).prop_map(ByteBuf::from)
+}
+
+fn envs() -> impl Strategy<Value = BTreeMap<String, String>> {
+    prop::collection::btree_map(text(), text(), 0..5)
+}
+
+fn target() -> impl Strategy<Value = Target> {
+    (prop::option::of(text()), text()).prop_map(|(user, path)| Target { user, path })
+}
+
+fn exec() -> impl Strategy<Value = Exec> {
+    (
+        text(),
+        prop::option::of(text()),
+        prop::option::of(text()),
+        envs(),
+        any::<(bool, bool)>(),
+        any::<Option<u64>>(),
+    )
+        .prop_map(|(command, user, cwd, envs, (stdin, background), timeout_ms)| Exec {
+            command,
+            user,
+            cwd,
+            envs,
+            stdin,
+            timeout_ms,
+            background,
+        })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        Just(Request::Ping),
+        Just(Request::Commands),
+        (text(), envs()).prop_map(|(sandbox_id, envs)| Request::Configure(Configure { sandbox_id, envs })),
+        exec().prop_map(Request::Exec),
+        any::<u32>().prop_map(|pid| Request::Wait { pid }),
+        any::<u32>().prop_map(|pid| Request::Kill { pid }),
+        (any::<u32>(), bytes()).prop_map(|(pid, data)| Request::Stdin { pid, data }),
+        any::<u32>().prop_map(|pid| Request::CloseStdin { pid }),
+        target().prop_map(Request::Read),
+        (target(), any::<u64>()).prop_map(|(target, limit)| Request::Write { target, limit }),
+        target().prop_map(Request::Stat),
+        target().prop_map(Request::Exists),
+        (target(), any::<u32>()).prop_map(|(target, depth)| Request::List { target, depth }),
+        target().prop_map(Request::Mkdir),
+        target().prop_map(Request::Remove),
+        (target(), text()).prop_map(|(from, to)| Request::Rename { from, to }),
+    ]
+}
+
+fn client_frame() -> impl Strategy<Value = ClientFrame> {
+    prop_oneof![
+        any::<u16>().prop_map(|version| ClientFrame::Hello(Hello { version })),
+        request().prop_map(ClientFrame::Request),
+        bytes().prop_map(ClientFrame::Stdin),
+        Just(ClientFrame::CloseStdin),
+        any::<i32>().prop_map(ClientFrame::Signal),
+        bytes().prop_map(ClientFrame::Data),
+        Just(ClientFrame::End),
+    ]
+}
+
+fn init_frame() -> impl Strategy<Value = InitFrame> {
+    let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
+    let kind = prop_oneof![Just(EntryKind::File), Just(EntryKind::Directory)];
+    prop_oneof![
+        any::<u16>().prop_map(|version| InitFrame::Hello(Hello { version })),
+        text().prop_map(|message| InitFrame::Failed(Failure::new(FailureKind::NoSpace, message))),
+        any::<u32>().prop_map(|pid| InitFrame::Started { pid }),
+        (stream, bytes()).prop_map(|(stream, data)| InitFrame::Output { stream, data }),
+        (any::<i32>(), any::<Option<i32>>(), any::<bool>()).prop_map(|(code, signal, timed_out)| {
+            InitFrame::Exit(Exit { code, signal, timed_out, ..Exit::default() })
+        }),
+        (any::<u32>(), text(), envs()).prop_map(|(pid, command, envs)| {
+            InitFrame::Command(CommandInfo { pid, command, envs, background: true })
+        }),
+        any::<u64>().prop_map(|size| InitFrame::Opened { size }),
+        bytes().prop_map(InitFrame::Data),
+        Just(InitFrame::End),
+        (text(), any::<u64>()).prop_map(|(path, size)| InitFrame::Written { path, size }),
+        (text(), text(), kind, any::<(u64, u32, i64)>()).prop_map(
+            |(name, path, kind, (size, mode, modified))| {
+                InitFrame::Entry(Entry { name, path, kind, size, mode, modified })
+            }
+        ),
+        any::<bool>().prop_map(InitFrame::Bool),
+        Just(InitFrame::Done),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_frame_of_the_daemon_survives_the_wire(frame in client_frame()) {
+        let wire = encode(&frame).unwrap();
+        prop_assert_eq!(read_frame::<ClientFrame>(&mut wire.as_slice()).unwrap(), Some(frame));
+    }
+
+    #[test]
+    fn every_frame_of_init_survives_the_wire(frame in init_frame()) {
+        let wire = encode(&frame).unwrap();
+        prop_assert_eq!(read_frame::<InitFrame>(&mut wire.as_slice()).unwrap(), Some(frame));
+    }
+
+    #[test]
+    fn frames_are_the_same_however_the_stream_is_cut(
+        frames in prop::collection::vec(client_frame(), 0..6),
+        cut in 1usize..500,
+    ) {
+        let wire: Vec<u8> = frames.iter().flat_map(|frame| encode(frame).unwrap()).collect();
+        let mut buffer = FrameBuffer::default();
+        let mut seen = Vec::new();
+        for portion in wire.chunks(cut) {
+            buffer.extend(portion);
+            while let Some(frame) = buffer.next::<ClientFrame>().unwrap() {
+                seen.push(frame);
+            }
+        }
+        prop_assert!(buffer.is_empty());
+        prop_assert_eq!(seen, frames);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..2_000)) {
+        let _ = decode::<ClientFrame>(&body);
+        let _ = decode::<InitFrame>(&body);
+        let _ = decode::<Boot>(&body);
+        let _ = read_frame::<ClientFrame>(&mut body.as_slice());
+        let mut buffer = FrameBuffer::default();
+        buffer.extend(&body);
+        while let Ok(Some(_)) = buffer.next::<InitFrame>() {}
+    }
+
+    #[test]
+    fn a_damaged_frame_never_panics(frame in client_frame(), at in any::<prop::sample::Index>(), with in any::<u8>()) {
+        let mut wire = encode(&frame).unwrap();
+        let at = at.index(wire.len());
+        wire[at] = with;
+        let _ = read_frame::<ClientFrame>(&mut wire.as_slice());
+    }
+
+    #[test]
+    fn a_cut_frame_is_reported_and_not_taken_for_the_end(frame in init_frame(), at in any::<prop::sample::Index>()) {
+        let wire = encode(&frame).unwrap();
+        let at = at.index(wire.len() - 1) + 1;
+        let cut = read_frame::<InitFrame>(&mut &wire[..at]);
+        if at < wire.len() {
+            prop_assert!(matches!(cut, Err(CodecError::Truncated)), "{cut:?}");
+        }
+    }
+}
+
+#[test]
+fn an_announced_length_over_the_limit_is_refused_before_anything_is_read() {
+    let mut wire = Vec::from((MAX_FRAME as u32 + 1).to_le_bytes());
+    wire.extend([0; 16]);
+    assert!(matches!(read_frame::<ClientFrame>(&mut wire.as_slice()), Err(CodecError::TooLong(_))));
+    let mut buffer = FrameBuffer::default();
+    buffer.extend(&wire[..4]);
+    assert!(matches!(buffer.next::<ClientFrame>(), Err(CodecError::TooLong(_))));
+}
+
+#[test]
+fn a_frame_over_the_limit_is_not_sent_and_a_full_chunk_is() {
+    assert!(encode(&ClientFrame::Data(ByteBuf::from(vec![0; MAX_CHUNK]))).is_ok());
+    let long = ClientFrame::Data(ByteBuf::from(vec![0; MAX_FRAME]));
+    assert!(matches!(encode(&long), Err(CodecError::TooLong(_))));
+}
+
+#[test]
+fn an_announced_count_does_not_allocate() {
+    // A map of 2^62 entries, and a byte string of 2^62 bytes, both announced in a few bytes.
+    for head in [0xbb, 0x5b, 0x9b, 0x7b] {
+        let mut body = vec![head];
+        body.extend((1u64 << 62).to_be_bytes());
+        assert!(decode::<ClientFrame>(&body).is_err());
+        assert!(decode::<BTreeMap<String, String>>(&body).is_err());
+        assert!(decode::<ByteBuf>(&body).is_err());
+        assert!(decode::<Vec<ByteBuf>>(&body).is_err());
+    }
+}
+
+#[test]
+fn deep_nesting_is_refused() {
+    let body = vec![0x81; 100_000];
+    assert!(decode::<ClientFrame>(&body).is_err());
+    assert!(decode::<Boot>(&body).is_err());
+}
+
+#[test]
+fn bytes_after_the_value_are_refused() {
+    let mut body = encode(&ClientFrame::End).unwrap()[4..].to_vec();
+    assert_eq!(decode::<ClientFrame>(&body).unwrap(), ClientFrame::End);
+    body.push(0);
+    assert!(decode::<ClientFrame>(&body).is_err());
+}
+
+#[test]
+fn a_kind_of_failure_from_a_newer_init_reads_as_io() {
+    let body = encode(&BTreeMap::from([("kind", "of_tomorrow"), ("message", "m")])).unwrap();
+    assert_eq!(decode::<Failure>(&body[4..]).unwrap(), Failure::new(FailureKind::Io, "m"));
+}
