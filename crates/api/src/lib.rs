@@ -1,1 +1,36 @@
-//! Request and response types of the REST API.
+//! Request and response types of the REST API, as every client sends and expects them.
+//!
+//! Nothing here does anything: there are types, their JSON, and the checks that turn what a client sent into
+//! values the rest of the program can rely on. Every check names the field it is about ([`FieldError`]).
+//!
+//! Clients differ from each other in details (a policy as an object or as JSON in a string, `null` for an empty
+//! list, a flag as a string). What is accepted is the union; what is sent is what all of them can read.
+
+#![forbid(unsafe_code)]
+
+mod audit;
+mod command;
+mod error;
+mod file;
+mod lenient;
+mod metadata;
+mod network;
+mod sandbox;
+mod security;
+mod time;
+
+pub use audit::{AuditEvent, AuditPage, AuditRule};
+pub use command::{Command, CommandExit, CommandStarted, Killed, RunCommand, StdinData};
+pub use error::{ErrorBody, FieldError, code};
+pub use file::{
+    Entry, EntryKind, Exists, MadeDirectory, MakeDirectory, Rename, WriteFile, WriteFiles, Written,
+};
+pub use lenient::{Seconds, from_json};
+pub use metadata::parse_metadata_filter;
+pub use network::{EchMode, MaskRequestHost, Network, RefusedNames};
+pub use sandbox::{
+    Acknowledged, CreateSandbox, Health, KillMany, KillManyResults, KillOutcome, Lifecycle, Metrics,
+    OnTimeout, Queued, Running, Sandbox, SandboxList, SandboxState, SetTimeout, VolumeAttachment,
+};
+pub use security::{Security, SecurityPolicy};
+pub use time::Timestamp;

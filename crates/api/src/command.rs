@@ -1,0 +1,78 @@
+//! Commands in a sandbox.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{Seconds, lenient::null_is_default};
+
+/// A command to run.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct RunCommand {
+    /// A line for the shell.
+    pub cmd: String,
+    /// Whether to answer at once with the process id, instead of waiting for the end.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub background: bool,
+    /// The user to run as. Default `user`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Variables besides those of the sandbox, which they override.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub envs: BTreeMap<String, String>,
+    /// The working directory. Default: the user's home directory.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Whether standard input stays open for `stdin` requests. Without it the command reads end of file.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub stdin: bool,
+    /// Seconds after which the command is killed and answers with exit code 124. Absent or 0: no limit.
+    #[serde(default)]
+    pub timeout: Option<Seconds>,
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CommandExit {
+    /// What it wrote to standard output. Bytes that are not UTF-8 are replaced.
+    pub stdout: String,
+    /// What it wrote to standard error. Bytes that are not UTF-8 are replaced.
+    pub stderr: String,
+    /// Its exit code; 128 plus the signal's number if a signal ended it, 124 if its time was over.
+    pub exit_code: i32,
+}
+
+/// A command that was started in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CommandStarted {
+    /// Its process id inside the sandbox.
+    pub pid: u32,
+}
+
+/// A running command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Command {
+    /// Its process id inside the sandbox.
+    pub pid: u32,
+    /// The line that was given to the shell.
+    pub cmd: String,
+    /// Whether it has a terminal.
+    pub is_pty: bool,
+    /// Names of the variables given with the command; the values are masked.
+    pub envs: BTreeMap<String, String>,
+}
+
+/// Whether something was killed; false if it had ended before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Killed {
+    /// See the type.
+    pub killed: bool,
+}
+
+/// Text for a command's standard input.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct StdinData {
+    /// The text.
+    pub data: String,
+}

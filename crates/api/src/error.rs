@@ -1,0 +1,79 @@
+//! Error bodies, and what is wrong with one field of a request.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Machine-readable error codes: the `code` of an [`ErrorBody`].
+pub mod code {
+    /// 409: the first create with this idempotency key is still running; repeat the identical request.
+    pub const IDEMPOTENCY_IN_PROGRESS: &str = "idempotency_in_progress";
+    /// 422: this idempotency key was used with a different body.
+    pub const IDEMPOTENCY_KEY_REUSED: &str = "idempotency_key_reused";
+    /// 409: the template is still being built, or its build failed.
+    pub const TEMPLATE_NOT_READY: &str = "template_not_ready";
+    /// 501: a part of the API, or of a request, that this server does not have.
+    pub const NOT_IMPLEMENTED: &str = "not_implemented";
+    /// 400: an entry of the network policy is not valid.
+    pub const INVALID_POLICY: &str = "invalid_policy";
+    /// 409: the sandbox is paused.
+    pub const SANDBOX_PAUSED: &str = "sandbox_paused";
+    /// 410: the sandbox was killed.
+    pub const SANDBOX_KILLED: &str = "sandbox_killed";
+    /// 413: the sandbox's file system is full.
+    pub const NO_SPACE: &str = "no_space";
+    /// 429: a limit on how many of something may exist.
+    pub const LIMIT: &str = "limit_reached";
+    /// 500: a failure inside the server.
+    pub const INTERNAL: &str = "internal";
+}
+
+/// The body of every response that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong, for people.
+    pub message: String,
+    /// What went wrong, for programs, where a status code alone does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+/// What is wrong with one field of a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FieldError {
+    /// The value is of the wrong type, out of range or malformed. Answered with 400.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The path of the field, as in `network.allow_out[2]`; `body` for the whole.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The value asks for something this server cannot do. Answered with 501: nothing is accepted and ignored.
+    #[error("{field}: {what} is not implemented by this server")]
+    NotImplemented {
+        /// The path of the field.
+        field: String,
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The value asks for something no client may choose. Answered with 403.
+    #[error("{field}: {problem}")]
+    Forbidden {
+        /// The path of the field.
+        field: String,
+        /// Why not.
+        problem: String,
+    },
+}
+
+impl FieldError {
+    /// An [`FieldError::Invalid`].
+    pub fn invalid(field: impl Into<String>, problem: impl ToString) -> Self {
+        Self::Invalid { field: field.into(), problem: problem.to_string() }
+    }
+
+    /// An [`FieldError::NotImplemented`].
+    pub fn not_implemented(field: impl Into<String>, what: &'static str) -> Self {
+        Self::NotImplemented { field: field.into(), what }
+    }
+}

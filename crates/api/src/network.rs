@@ -1,0 +1,160 @@
+//! The network policy of a request.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use utoipa::ToSchema;
+
+use crate::lenient::null_is_default;
+
+/// What a sandbox may reach: the `network` of a create request, or of a security policy.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct Network {
+    /// Entries that are permitted: an address, a CIDR, a host name, `*.domain`, `~regex`, each with an optional
+    /// `:port`. They beat `deny_out`, whatever the order. With any entry here, everything else is refused.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub allow_out: Vec<String>,
+    /// Entries that are refused, of the same kinds. `0.0.0.0/0`, `::/0`, `*` and `ALL_TRAFFIC` mean everything.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub deny_out: Vec<String>,
+    /// Whether ports inside the sandbox may be reached through the API. Default true; says nothing about egress.
+    #[serde(default)]
+    pub allow_public_traffic: Option<bool>,
+    /// Replaces the `Host` header of outbound HTTP requests.
+    #[serde(default)]
+    pub mask_request_host: Option<MaskRequestHost>,
+    /// What to do with Encrypted Client Hello. Default `refuse`.
+    #[serde(default)]
+    pub ech: Option<EchMode>,
+    /// How a name that the policy does not permit is answered. Default `sink`.
+    #[serde(default)]
+    pub refused_names: Option<RefusedNames>,
+    /// Fields that mean nothing, kept so that they can be reported.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub unknown: BTreeMap<String, Ignored>,
+}
+
+impl Network {
+    /// Whether the object says nothing at all, as in `"network": {}`, which counts as absent.
+    pub fn is_empty(&self) -> bool {
+        self.allow_out.is_empty()
+            && self.deny_out.is_empty()
+            && self.allow_public_traffic.is_none()
+            && self.mask_request_host.is_none()
+            && self.ech.is_none()
+            && self.refused_names.is_none()
+    }
+
+    /// What was accepted and has no effect, in words.
+    pub fn warnings(&self) -> Vec<String> {
+        let unknown = self.unknown.keys().map(|name| format!("{name}: unknown field, ignored"));
+        let mask = matches!(self.mask_request_host, Some(MaskRequestHost::Flag(true)))
+            .then(|| "mask_request_host: true names no host, nothing is replaced".to_owned());
+        unknown.chain(mask).collect()
+    }
+}
+
+/// A value that is not looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ignored;
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+/// The host to put into outbound requests. One client has a flag where the others have the name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a host name or a boolean")]
+pub enum MaskRequestHost {
+    /// The host.
+    Host(String),
+    /// `false` replaces nothing. `true` names no host, so it replaces nothing either, with a warning.
+    Flag(bool),
+}
+
+impl MaskRequestHost {
+    /// The host, if one is named.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Host(host) if !host.is_empty() => Some(host),
+            _ => None,
+        }
+    }
+}
+
+/// What to do with a TLS ClientHello that carries the Encrypted Client Hello extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EchMode {
+    /// Refuse the connection.
+    Refuse,
+    /// Judge it by its outer name.
+    Permit,
+}
+
+/// How an address query for a name that an allowlist does not permit is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedNames {
+    /// With a sink address, where the connection is refused and recorded.
+    Sink,
+    /// With the code REFUSED.
+    Refused,
+    /// With the code NXDOMAIN.
+    Nxdomain,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::from_json;
+
+    fn parse(value: serde_json::Value) -> Result<Network, crate::FieldError> {
+        from_json(value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn what_every_client_sends_is_read() {
+        let python = parse(json!({"allow_out": ["a.example"], "deny_out": ["0.0.0.0/0"]})).unwrap();
+        assert_eq!(python.allow_out, ["a.example"]);
+        let javascript = parse(
+            json!({"allow_out": [], "deny_out": null, "allow_public_traffic": false, "mask_request_host": "h"}),
+        );
+        let javascript = javascript.unwrap();
+        assert_eq!(javascript.allow_public_traffic, Some(false));
+        assert_eq!(javascript.mask_request_host.unwrap().host(), Some("h"));
+        let go = parse(json!({"deny_out": ["*"], "mask_request_host": true})).unwrap();
+        assert_eq!(go.mask_request_host.as_ref().unwrap().host(), None);
+        assert_eq!(go.warnings(), ["mask_request_host: true names no host, nothing is replaced"]);
+    }
+
+    #[test]
+    fn an_empty_object_says_nothing_but_an_unknown_field_is_reported() {
+        assert!(parse(json!({})).unwrap().is_empty());
+        assert!(parse(json!({"allow_out": null})).unwrap().is_empty());
+        let typo = parse(json!({"allowed": ["a.example"]})).unwrap();
+        assert!(typo.is_empty());
+        assert_eq!(typo.warnings(), ["allowed: unknown field, ignored"]);
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused_by_name() {
+        for (value, field) in [
+            (json!({"allow_out": "a.example"}), "allow_out"),
+            (json!({"allow_out": ["a.example", null]}), "allow_out[1]"),
+            (json!({"deny_out": [1]}), "deny_out[0]"),
+            (json!({"allow_public_traffic": "no"}), "allow_public_traffic"),
+            (json!({"mask_request_host": 5}), "mask_request_host"),
+            (json!({"ech": "maybe"}), "ech"),
+            (json!({"refused_names": "no"}), "refused_names"),
+        ] {
+            let error = parse(value).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("{field}: ")), "{error}");
+        }
+    }
+}
