@@ -1,0 +1,131 @@
+//! Links: network interfaces.
+
+use std::{
+    fmt, io,
+    num::NonZeroU32,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+};
+
+use crate::{Connection, Error};
+
+/// The index of a link in its namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkIndex(NonZeroU32);
+
+impl LinkIndex {
+    /// The loopback interface, which every namespace has, with this index.
+    pub const LOOPBACK: Self = Self(NonZeroU32::MIN);
+
+    /// The index as the kernel counts.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    pub(crate) fn new(index: u32) -> Option<Self> {
+        NonZeroU32::new(index).map(Self)
+    }
+}
+
+impl fmt::Display for LinkIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A veth pair to create: two interfaces that are each other's wire, both down.
+///
+/// Both ends get the same hardware address and neither asks for neighbours (`IFF_NOARP`), so that frames reach the
+/// other end without ARP or neighbour discovery. Multicast is off.
+#[derive(Clone, Copy, Debug)]
+pub struct Veth<'a> {
+    /// The name of the end in the connection's namespace (at most 15 bytes).
+    pub name: &'a str,
+    /// The name of the other end.
+    pub peer_name: &'a str,
+    /// The namespace the other end is born in; moving it there later would take some 20 ms.
+    pub peer_namespace: BorrowedFd<'a>,
+    /// The hardware address of both ends; locally administered (second-lowest bit of the first byte set).
+    pub hardware_address: [u8; 6],
+}
+
+impl Connection {
+    /// The index of the link called `name`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::FindLink`] with what the kernel says, other than that there is none.
+    pub fn link_index(&mut self, name: &str) -> Result<Option<LinkIndex>, Error> {
+        let refused = |source| Error::FindLink { name: name.to_owned(), source };
+        let found = self
+            .channel
+            .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |answer| match answer {
+                RouteNetlinkMessage::NewLink(link) => named(&link, name).then_some(link.header.index),
+                _ => None,
+            })?
+            .map_err(refused)?;
+        Ok(found.first().copied().and_then(LinkIndex::new))
+    }
+
+    /// Brings a link up.
+    ///
+    /// # Errors
+    /// [`Error::BringUp`] with what the kernel says.
+    pub fn bring_up(&mut self, link: LinkIndex) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.get();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.request(RouteNetlinkMessage::SetLink(message), 0)?
+            .map_err(|source| Error::BringUp { link, source })
+    }
+
+    /// Creates a veth pair and returns the index of the end in this namespace.
+    ///
+    /// # Errors
+    /// [`Error::CreateVeth`] with what the kernel says; nothing is left behind.
+    pub fn create_veth(&mut self, veth: &Veth<'_>) -> Result<LinkIndex, Error> {
+        let refused = |source| Error::CreateVeth {
+            name: veth.name.to_owned(),
+            peer: veth.peer_name.to_owned(),
+            source,
+        };
+        let mut peer = quiet_end(veth.peer_name, veth.hardware_address);
+        peer.attributes.push(LinkAttribute::NetNsFd(veth.peer_namespace.as_raw_fd()));
+        let mut message = quiet_end(veth.name, veth.hardware_address);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?.map_err(refused)?;
+        self.link_index(veth.name)?.ok_or_else(|| refused(io::ErrorKind::NotFound.into()))
+    }
+
+    /// Deletes a link (of a veth pair: both ends). Takes some 15 ms: the kernel waits until nobody uses it.
+    ///
+    /// # Errors
+    /// [`Error::DeleteLink`] with what the kernel says.
+    pub fn delete_link(&mut self, link: LinkIndex) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.get();
+        self.request(RouteNetlinkMessage::DelLink(message), 0)?
+            .map_err(|source| Error::DeleteLink { link, source })
+    }
+}
+
+fn quiet_end(name: &str, hardware_address: [u8; 6]) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Noarp;
+    message.header.change_mask = LinkFlags::Noarp | LinkFlags::Multicast;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::Address(hardware_address.to_vec()));
+    message
+}
+
+fn named(link: &LinkMessage, name: &str) -> bool {
+    link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfName(own) if own == name))
+}
