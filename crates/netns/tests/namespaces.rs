@@ -1,4 +1,5 @@
 //! The requests against a real kernel, in namespaces of the test's own.
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 use std::{
     io::Read,
