@@ -68,7 +68,7 @@ impl Authority {
     }
 
     /// Accepts TLS connections for any server name, with leaves of this authority.
-    pub fn into_acceptor(self) -> Result<Acceptor, AuthorityError> {
+    pub fn into_acceptor(self) -> Result<LeafAcceptor, AuthorityError> {
         let leaves = Leaves { authority: self, made: std::sync::Mutex::default() };
         let name = "the acceptor".to_owned();
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -77,7 +77,7 @@ impl Authority {
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(leaves));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Acceptor(TlsAcceptor::from(Arc::new(config))))
+        Ok(LeafAcceptor(TlsAcceptor::from(Arc::new(config))))
     }
 
     fn leaf(&self, name: &str) -> Result<CertifiedKey, AuthorityError> {
@@ -96,9 +96,9 @@ impl Authority {
 
 /// Accepts TLS connections with leaves made on demand. Clones share the leaves.
 #[derive(Clone)]
-pub struct Acceptor(TlsAcceptor);
+pub struct LeafAcceptor(TlsAcceptor);
 
-impl Acceptor {
+impl LeafAcceptor {
     /// Completes a handshake; gives the stream and the server name the client asked for.
     pub async fn accept<S>(&self, stream: S) -> std::io::Result<(TlsStream<S>, Option<String>)>
     where
