@@ -18,7 +18,8 @@ pub enum KernelDefault {
     Refuse,
     /// Forward it if its destination is on the public internet (an open policy).
     ForwardPublic,
-    /// As [`Self::ForwardPublic`], but TCP goes through the proxy, because a deny entry is a name.
+    /// As [`Self::ForwardPublic`], but TCP goes through the proxy, because a deny entry is a name. UDP is refused
+    /// unless an address entry covers it: QUIC would hide the name.
     ProxyTcpForwardPublic,
 }
 
@@ -34,16 +35,15 @@ pub enum Topology {
 /// The part of a policy that the kernel enforces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelView {
-    /// `allow_out` address entries. They beat `deny` and everything below, but never the floor.
+    /// `allow_out` address entries. They beat `deny` and everything below, but never the floor. Disjoint for each
+    /// port. An entry for everything on one port (`*:443`) is here as the public networks with that port; one
+    /// for everything is expressed by `default`.
     pub allow: Vec<AddressRule>,
-    /// `deny_out` address entries (`0.0.0.0/0` and its like are expressed by `default`, not here).
+    /// `deny_out` address entries, for an open default only; disjoint for each port. IPv4 entries are here in
+    /// their NAT64 form too. (`0.0.0.0/0` and its like are expressed by `default`, not here, unless with a port.)
     pub deny: Vec<AddressRule>,
     /// What happens to the rest.
     pub default: KernelDefault,
     /// Whether DNS is answered at all: false for a blackout.
     pub resolves_names: bool,
 }
-
-/// Ranges that are not the public internet and need an address entry that covers them.
-/// (The list is agent-maintained data with a source for each line; see `floor.rs` for what no entry can permit.)
-pub const PRIVATE_RANGES: &[&str] = &[];

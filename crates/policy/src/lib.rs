@@ -5,24 +5,32 @@
 
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod entry;
+mod entry_list;
 mod error;
 mod event;
 mod floor;
+mod floor_list;
 mod flow;
 mod host;
 mod kernel;
+mod names;
+mod patterns;
 mod policy;
+mod ports;
+mod ranges;
 mod spec;
 mod verdict;
 
 pub use entry::{Entry, Target};
-pub use error::{EntryError, PolicyError, Warning};
+pub use error::{EntryError, PolicyError, Warning, WarningKind};
 pub use event::{EventKind, FlowEvent, FlowTotals, NameSource};
-pub use floor::{Floor, FloorRule};
+pub use floor::{Floor, FloorRule, FloorTarget};
 pub use flow::{Flow, Protocol};
 pub use host::{HostName, HostNameError};
-pub use kernel::{AddressRule, KernelDefault, KernelView, PRIVATE_RANGES, Topology};
-pub use policy::{InForce, Policy};
+pub use kernel::{AddressRule, KernelDefault, KernelView, Topology};
+pub use policy::{InForce, MAX_ENTRIES, Policy};
+pub use ranges::{PRIVATE_RANGES, private_networks, public_networks};
 pub use spec::{EchMode, PolicySpec, RefusedNames};
 pub use verdict::{Decision, List, Reason, Rule, Verdict};

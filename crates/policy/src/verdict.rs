@@ -1,6 +1,6 @@
 //! What judging a flow gives.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,16 @@ pub enum List {
     DenyOut,
 }
 
-/// The rule that fired.
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AllowOut => "allow_out",
+            Self::DenyOut => "deny_out",
+        })
+    }
+}
+
+/// The rule that fired. Its text is `allow_out[0] api.github.com`, `floor:metadata` or `default`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// No entry matched.
@@ -58,6 +67,16 @@ pub enum Rule {
     },
     /// The floor, which no policy can change; the word says which part (`metadata`, `link_local`, `node`, …).
     Floor(&'static str),
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Entry { list, index, entry } => write!(f, "{list}[{index}] {entry}"),
+            Self::Floor(word) => write!(f, "floor:{word}"),
+        }
+    }
 }
 
 /// Why a flow was permitted or refused: stable machine words, part of the API.
@@ -116,4 +135,92 @@ pub enum Reason {
     Quic,
     /// A limit of the sandbox on concurrent flows was reached.
     FlowLimit,
+}
+
+impl Reason {
+    /// The word of the API, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AllowEntry => "allow_entry",
+            Self::DefaultAllow => "default_allow",
+            Self::DenyEntry => "deny_entry",
+            Self::DefaultDeny => "default_deny",
+            Self::Floor => "floor",
+            Self::PrivateRange => "private_range",
+            Self::NotBound => "not_bound",
+            Self::BindingLimit => "binding_limit",
+            Self::NoSni => "no_sni",
+            Self::MultipleSni => "multiple_sni",
+            Self::InvalidSni => "invalid_sni",
+            Self::Ech => "ech",
+            Self::TlsVersion => "tls_version",
+            Self::MalformedTls => "malformed_tls",
+            Self::MalformedHttp => "malformed_http",
+            Self::InvalidHost => "invalid_host",
+            Self::HttpAbsoluteForm => "http_absolute_form",
+            Self::HttpConnect => "http_connect",
+            Self::HttpH2c => "http_h2c",
+            Self::HttpHostChanged => "http_host_changed",
+            Self::UnknownProtocol => "unknown_protocol",
+            Self::PeekTimeout => "peek_timeout",
+            Self::DnsType => "dns_type",
+            Self::MalformedDns => "malformed_dns",
+            Self::Quic => "quic",
+            Self::FlowLimit => "flow_limit",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_a_reason_is_its_word_in_json() {
+        let reasons = [
+            Reason::AllowEntry,
+            Reason::DefaultAllow,
+            Reason::DenyEntry,
+            Reason::DefaultDeny,
+            Reason::Floor,
+            Reason::PrivateRange,
+            Reason::NotBound,
+            Reason::BindingLimit,
+            Reason::NoSni,
+            Reason::MultipleSni,
+            Reason::InvalidSni,
+            Reason::Ech,
+            Reason::TlsVersion,
+            Reason::MalformedTls,
+            Reason::MalformedHttp,
+            Reason::InvalidHost,
+            Reason::HttpAbsoluteForm,
+            Reason::HttpConnect,
+            Reason::HttpH2c,
+            Reason::HttpHostChanged,
+            Reason::UnknownProtocol,
+            Reason::PeekTimeout,
+            Reason::DnsType,
+            Reason::MalformedDns,
+            Reason::Quic,
+            Reason::FlowLimit,
+        ];
+        for reason in reasons {
+            assert_eq!(serde_json::to_string(&reason).unwrap(), format!("\"{reason}\""));
+        }
+    }
+
+    #[test]
+    fn the_text_of_a_rule_names_list_index_and_entry() {
+        let rule = Rule::Entry { list: List::AllowOut, index: 0, entry: "api.github.com".into() };
+        assert_eq!(rule.to_string(), "allow_out[0] api.github.com");
+        assert_eq!(Rule::Floor("metadata").to_string(), "floor:metadata");
+        assert_eq!(Rule::Default.to_string(), "default");
+    }
 }
