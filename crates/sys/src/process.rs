@@ -278,12 +278,10 @@ fn take_on(plan: &Plan<'_>) -> Step {
         if libc::setsid() < 0 {
             return Step::Prepare;
         }
-        let mut target = 0;
-        for source in plan.stdio {
+        for (source, target) in plan.stdio.into_iter().zip(0..) {
             if libc::dup2(source, target) < 0 {
                 return Step::Prepare;
             }
-            target += 1;
         }
         if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) < 0 {
             return Step::Prepare;
