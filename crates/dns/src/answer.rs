@@ -1,0 +1,265 @@
+//! From a query to its reply.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use policy::{
+    Decision, EventKind, Flow, FlowEvent, HostName, InForce, NameSource, Policy, Protocol, Reason,
+    RefusedNames, Rule, Verdict,
+};
+
+use crate::{
+    BindRefused, Family, LookupError, Transport, Upstream, Zone,
+    message::{self, Asked, Ede, Fault, Kind, Received},
+    upstream::Answer,
+};
+
+/// The least life of a binding: shorter TTLs are for the reply only.
+const MIN_BINDING: Duration = Duration::from_secs(60);
+/// The TTL of a sink address in seconds: short, so that a policy which permits the name soon takes effect.
+const SINK_TTL: u32 = 10;
+/// The TTL of the loopback addresses in seconds.
+const LOCALHOST_TTL: u32 = 3600;
+/// How often an answer is judged again because the policy was replaced between judging and binding.
+const MAX_ATTEMPTS: usize = 4;
+
+/// The reply to one query; `None` when there is nothing to reply to.
+///
+/// Asks `upstream` only if the policy permits the name, and binds the answer before it returns.
+pub async fn answer<Z: Zone>(
+    query: &[u8],
+    zone: &Z,
+    upstream: &Upstream,
+    transport: Transport,
+) -> Option<Vec<u8>> {
+    match begin(query, zone, upstream, transport) {
+        Step::Done(reply) => reply,
+        Step::Lookup(pending) => pending.finish(zone, upstream).await,
+    }
+}
+
+/// How far a query came without waiting.
+pub(crate) enum Step {
+    /// To its end.
+    Done(Option<Vec<u8>>),
+    /// To a lookup.
+    Lookup(Pending),
+}
+
+/// A question whose answer has to be looked up.
+pub(crate) struct Pending {
+    asked: Asked,
+    family: Family,
+}
+
+/// Everything that needs no waiting: refusals, cached answers.
+pub(crate) fn begin<Z: Zone>(query: &[u8], zone: &Z, upstream: &Upstream, transport: Transport) -> Step {
+    let asked = match message::read(query, transport) {
+        Received::Nothing => return Step::Done(None),
+        Received::Bad { reply, fault } => {
+            if let Some(fault) = fault {
+                record_fault(zone, fault, transport);
+            }
+            return Step::Done(Some(reply));
+        }
+        Received::Asked(asked) => asked,
+    };
+    if is_localhost(&asked.name) {
+        return Step::Done(localhost(&asked));
+    }
+    let in_force = zone.in_force();
+    let verdict = judge(&in_force.policy, &asked.name, None);
+    if !verdict.is_allowed() || !in_force.policy.kernel().resolves_names {
+        return Step::Done(refuse_name(&asked, zone, &in_force, verdict));
+    }
+    let family = match asked.kind {
+        Kind::A => Family::V4,
+        Kind::Aaaa if zone.ipv6() => Family::V6,
+        Kind::Any => return Step::Done(asked.any()),
+        Kind::Aaaa | Kind::Other => return Step::Done(asked.no_data()),
+    };
+    match upstream.cached(&asked.name, family) {
+        Some(outcome) => Step::Done(conclude(&asked, zone, outcome)),
+        None => Step::Lookup(Pending { asked, family }),
+    }
+}
+
+impl Pending {
+    /// Looks the name up and makes the reply.
+    pub(crate) async fn finish<Z: Zone>(self, zone: &Z, upstream: &Upstream) -> Option<Vec<u8>> {
+        let outcome = upstream.lookup(&self.asked.name, self.family).await;
+        conclude(&self.asked, zone, outcome)
+    }
+
+    /// The reply when the sandbox already has too many lookups under way.
+    pub(crate) fn busy(&self) -> Option<Vec<u8>> {
+        self.asked.failed((Ede::Other, "too many lookups of this sandbox are under way"))
+    }
+}
+
+/// Judges, binds and writes the answer of a lookup. The policy is read again, because it may have been replaced
+/// while the lookup was under way.
+fn conclude<Z: Zone>(asked: &Asked, zone: &Z, outcome: Result<Answer, LookupError>) -> Option<Vec<u8>> {
+    for _ in 0..MAX_ATTEMPTS {
+        let in_force = zone.in_force();
+        let verdict = judge(&in_force.policy, &asked.name, None);
+        if !verdict.is_allowed() || !in_force.policy.kernel().resolves_names {
+            return refuse_name(asked, zone, &in_force, verdict);
+        }
+        let answer = match &outcome {
+            Ok(answer) => answer,
+            Err(error) => return no_answer(asked, error),
+        };
+        let (permitted, dropped) = filter(&in_force.policy, &asked.name, &answer.addresses);
+        if let Some((address, verdict)) = dropped {
+            let refusal = permitted.is_empty().then(|| describe(&verdict));
+            record(zone, asked, &in_force, verdict, Some(address));
+            if let Some(text) = refusal {
+                return asked.refused((Ede::Blocked, &format!("every address of the name is refused: {text}")));
+            }
+        }
+        match zone.bind(&asked.name, &permitted, answer.ttl.max(MIN_BINDING), in_force.generation) {
+            Ok(()) => return asked.addresses(&permitted, seconds(answer.ttl)),
+            Err(BindRefused::Superseded) => continue,
+            Err(BindRefused::Limit) => {
+                let verdict = Verdict { decision: Decision::Deny, reason: Reason::BindingLimit, ..verdict };
+                let text = describe(&verdict);
+                record(zone, asked, &in_force, verdict, None);
+                return asked.refused((Ede::Blocked, &text));
+            }
+            Err(error @ BindRefused::Kernel(_)) => {
+                tracing::error!(name = %asked.name, %error, "an answer could not be bound");
+                return asked.failed((Ede::Other, "the answer could not be bound"));
+            }
+        }
+    }
+    asked.failed((Ede::Other, "the policy is being replaced"))
+}
+
+/// The addresses that the policy permits for the name, and the first of those that it does not.
+fn filter(
+    policy: &Policy,
+    name: &HostName,
+    addresses: &[IpAddr],
+) -> (Vec<IpAddr>, Option<(IpAddr, Verdict)>) {
+    let mut permitted = Vec::with_capacity(addresses.len());
+    let mut dropped = None;
+    for &address in addresses {
+        let verdict = judge(policy, name, Some(address));
+        if verdict.is_allowed() {
+            permitted.push(address);
+        } else if dropped.is_none() {
+            dropped = Some((address, verdict));
+        }
+    }
+    (permitted, dropped)
+}
+
+/// The reply about a name that is not permitted.
+fn refuse_name<Z: Zone>(asked: &Asked, zone: &Z, in_force: &InForce, verdict: Verdict) -> Option<Vec<u8>> {
+    let blackout = !in_force.policy.kernel().resolves_names;
+    let mode = match verdict.rule {
+        Rule::Floor(_) => RefusedNames::Refused,
+        _ if blackout => RefusedNames::Refused,
+        _ => in_force.policy.spec().refused_names,
+    };
+    if mode == RefusedNames::Sink {
+        match asked.kind {
+            // The connection to the sink is the refusal that is recorded, with its port.
+            Kind::A => {
+                if let Some(sink) = zone.sink(&asked.name) {
+                    return asked.addresses(&[IpAddr::V4(sink)], SINK_TTL);
+                }
+            }
+            Kind::Aaaa => return asked.no_data(),
+            Kind::Any | Kind::Other => {}
+        }
+    }
+    let text = describe(&verdict);
+    record(zone, asked, in_force, verdict, None);
+    match mode {
+        RefusedNames::Nxdomain => asked.no_name(Some((Ede::Blocked, &text))),
+        RefusedNames::Sink | RefusedNames::Refused => asked.refused((Ede::Blocked, &text)),
+    }
+}
+
+/// The faithful reply for a permitted name that has no address.
+fn no_answer(asked: &Asked, error: &LookupError) -> Option<Vec<u8>> {
+    match error {
+        LookupError::NoName => asked.no_name(None),
+        LookupError::NoData => asked.no_data(),
+        LookupError::Failed(text) => {
+            tracing::debug!(name = %asked.name, error = text, "a lookup failed");
+            asked.failed((Ede::NoReachableAuthority, "no upstream server gave an answer"))
+        }
+    }
+}
+
+/// What every decision of the resolver is about: some TCP port of the name.
+fn judge(policy: &Policy, name: &HostName, address: Option<IpAddr>) -> Verdict {
+    policy.judge(&Flow { protocol: Protocol::Tcp, name: Some(name), address, port: None })
+}
+
+fn describe(verdict: &Verdict) -> String {
+    format!("refused by the sandbox's policy: {} ({})", verdict.reason.as_str(), verdict.rule)
+}
+
+fn record<Z: Zone>(zone: &Z, asked: &Asked, in_force: &InForce, verdict: Verdict, address: Option<IpAddr>) {
+    zone.record(FlowEvent {
+        kind: EventKind::DnsBlocked,
+        verdict,
+        name: Some(asked.name.clone()),
+        name_source: NameSource::Dns,
+        address,
+        port: None,
+        protocol: protocol(asked.transport()),
+        generation: in_force.generation,
+        count: 1,
+    });
+}
+
+fn record_fault<Z: Zone>(zone: &Z, fault: Fault, transport: Transport) {
+    let (reason, name) = match fault {
+        Fault::Malformed => (Reason::MalformedDns, None),
+        Fault::Type(name) => (Reason::DnsType, name),
+    };
+    zone.record(FlowEvent {
+        kind: EventKind::DnsBlocked,
+        verdict: Verdict { decision: Decision::Deny, rule: Rule::Default, reason },
+        name_source: if name.is_some() { NameSource::Dns } else { NameSource::None },
+        name,
+        address: None,
+        port: None,
+        protocol: protocol(transport),
+        generation: zone.in_force().generation,
+        count: 1,
+    });
+}
+
+fn protocol(transport: Transport) -> Protocol {
+    match transport {
+        Transport::Udp => Protocol::Udp,
+        Transport::Tcp => Protocol::Tcp,
+    }
+}
+
+/// Names that mean this machine wherever they are asked for (RFC 6761 section 6.3).
+fn is_localhost(name: &HostName) -> bool {
+    let name = name.as_str();
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+fn localhost(asked: &Asked) -> Option<Vec<u8>> {
+    match asked.kind {
+        Kind::A => asked.addresses(&[IpAddr::V4(Ipv4Addr::LOCALHOST)], LOCALHOST_TTL),
+        Kind::Aaaa => asked.addresses(&[IpAddr::V6(Ipv6Addr::LOCALHOST)], LOCALHOST_TTL),
+        Kind::Any | Kind::Other => asked.no_data(),
+    }
+}
+
+/// Whole seconds, never 0: a reply that may not be cached at all would only cause more queries.
+fn seconds(ttl: Duration) -> u32 {
+    u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1)
+}

@@ -1,0 +1,119 @@
+//! Queries in datagrams.
+
+use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc};
+
+use tokio::{io::Interest, net::UdpSocket, sync::Semaphore, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Transport, Upstream, Zone,
+    answer::{self, Step},
+};
+
+/// The most lookups that one sandbox may have under way at the same time.
+const MAX_LOOKUPS: usize = 64;
+/// The largest query that is read in bytes; a longer one is cut and found malformed.
+const MAX_QUERY: usize = 4096;
+/// After so many datagrams in a row, other tasks get their turn.
+const BURST: usize = 64;
+
+/// Answers the queries that arrive at `socket` until `stop`.
+///
+/// The socket is a transparent one that reports each datagram's original destination; it must be non-blocking.
+/// Replies come from the address that the query was sent to, whichever that was.
+///
+/// # Errors
+/// When the socket cannot be registered with the runtime, or stops working.
+pub async fn serve_udp<Z: Zone>(
+    socket: std::net::UdpSocket,
+    zone: Arc<Z>,
+    upstream: Upstream,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let server = Server {
+        socket: Arc::new(UdpSocket::from_std(socket)?),
+        zone,
+        upstream,
+        permits: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+    };
+    // Dropping the set on the way out ends the lookups that are still under way.
+    let mut lookups = JoinSet::new();
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        result = server.run(&mut lookups) => result,
+    }
+}
+
+struct Server<Z> {
+    socket: Arc<UdpSocket>,
+    zone: Arc<Z>,
+    upstream: Upstream,
+    permits: Arc<Semaphore>,
+}
+
+impl<Z: Zone> Server<Z> {
+    async fn run(&self, lookups: &mut JoinSet<()>) -> io::Result<()> {
+        let mut buffer = [0; MAX_QUERY];
+        loop {
+            self.socket.readable().await?;
+            for _ in 0..BURST {
+                let receive = || sys::udp::recv_orig_dst(self.socket.as_fd(), &mut buffer);
+                match self.socket.try_io(Interest::READABLE, receive) {
+                    Ok((length, from, to)) => {
+                        if let Some(query) = buffer.get(..length) {
+                            self.handle(query, from, to, lookups);
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if is_transient(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            while lookups.try_join_next().is_some() {}
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn handle(&self, query: &[u8], from: SocketAddr, to: SocketAddr, lookups: &mut JoinSet<()>) {
+        let pending = match answer::begin(query, &*self.zone, &self.upstream, Transport::Udp) {
+            Step::Done(reply) => return send(&self.socket, reply, to, from),
+            Step::Lookup(pending) => pending,
+        };
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+            return send(&self.socket, pending.busy(), to, from);
+        };
+        let (socket, zone, upstream) = (self.socket.clone(), self.zone.clone(), self.upstream.clone());
+        lookups.spawn(async move {
+            let reply = pending.finish(&*zone, &upstream).await;
+            drop(permit);
+            send(&socket, reply, to, from);
+        });
+    }
+}
+
+/// Sends a reply; one that does not fit the socket's buffer is lost, as datagrams are.
+fn send(socket: &UdpSocket, reply: Option<Vec<u8>>, own: SocketAddr, client: SocketAddr) {
+    let Some(reply) = reply else { return };
+    if let Err(error) = sys::udp::send_from(socket.as_fd(), &reply, own, client) {
+        tracing::debug!(%client, %error, "a DNS reply was not sent");
+    }
+}
+
+/// Errors of one datagram, not of the socket: an ICMP error for an earlier reply, a signal, no memory.
+fn is_transient(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, InvalidData, NetworkUnreachable,
+        OutOfMemory, PermissionDenied,
+    };
+    matches!(
+        error.kind(),
+        ConnectionRefused
+            | ConnectionReset
+            | HostUnreachable
+            | Interrupted
+            | InvalidData
+            | NetworkUnreachable
+            | OutOfMemory
+            | PermissionDenied
+    )
+}
