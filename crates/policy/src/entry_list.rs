@@ -8,7 +8,7 @@ use crate::{
     AddressRule, Entry, EntryError, Floor, HostName, List, PolicyError, Rule, Target, Warning,
     addresses::AddressIndex,
     names::NameIndex,
-    patterns::{MAX_COMPILED_LIST, PatternIndex},
+    patterns::{MAX_COMPILED_LIST, MAX_PATTERNS, PatternIndex},
     ports::{PortQuery, PortSet, lower},
     ranges::as_nat64,
 };
@@ -28,6 +28,10 @@ pub(crate) struct EntryList {
 impl EntryList {
     /// Parses and compiles the entries of a list. Those of `allow_out` may not lie on the floor.
     pub(crate) fn compile(list: List, texts: &[String], floor: &Floor) -> Result<Self, PolicyError> {
+        let count = texts.iter().filter(|text| text.starts_with('~')).count();
+        if count > MAX_PATTERNS {
+            return Err(PolicyError::TooManyPatterns { list, count, limit: MAX_PATTERNS });
+        }
         let mut entries = Vec::with_capacity(texts.len());
         for (index, text) in texts.iter().enumerate() {
             let entry = Entry::parse(text).and_then(|entry| match on_the_floor(list, &entry, floor) {

@@ -35,6 +35,18 @@ pub enum PolicyError {
         /// How many there may be.
         limit: usize,
     },
+    /// There are too many regular expressions in a list.
+    #[error(
+        "{list} has {count} regular expressions, and a list may have {limit}: use exact names and wildcards"
+    )]
+    TooManyPatterns {
+        /// The list.
+        list: List,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
     /// The regular expressions of a list are too large together.
     #[error(
         "{list}: its regular expressions compile to over {limit} bytes together: \

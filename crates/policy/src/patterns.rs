@@ -4,6 +4,8 @@ use regex::bytes::{RegexBuilder, RegexSet, RegexSetBuilder};
 
 use crate::{EntryError, HostName, WarningKind, ports::PortQuery};
 
+/// How many expressions a list may have: compiling one may take a millisecond.
+pub(crate) const MAX_PATTERNS: usize = 1000;
 /// The longest expression, in bytes.
 const MAX_SOURCE: usize = 1000;
 /// The largest compiled form of one expression, in bytes.

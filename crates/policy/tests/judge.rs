@@ -453,10 +453,15 @@ fn duplicates_and_overlaps_have_exact_semantics() {
 fn regular_expressions_cannot_cost_more_than_their_limits() {
     let repetitive = compile(&["~(?:[a-z]{1000}){1000}"], &[]).unwrap_err().to_string();
     assert!(repetitive.contains("compiles to over"), "{repetitive}");
-    let many: Vec<String> = (0..9000).map(|i| format!("~[a-z]{{50}}{i}\\.test")).collect();
-    let spec = PolicySpec { allow_out: many, ..PolicySpec::default() };
-    let error = Policy::compile(&spec, floor()).unwrap_err();
-    assert!(matches!(error, PolicyError::PatternsTooLarge { list: List::AllowOut, .. }), "{error}");
+    let compile_many = |count: usize, expression: &str| {
+        let allow_out = (0..count).map(|i| format!("~{expression}{i}")).collect();
+        Policy::compile(&PolicySpec { allow_out, ..PolicySpec::default() }, floor())
+    };
+    let large = compile_many(100, "[ab]{2000}").unwrap_err();
+    assert!(matches!(large, PolicyError::PatternsTooLarge { list: List::AllowOut, .. }), "{large}");
+    let many = compile_many(1001, "a").unwrap_err();
+    assert_eq!(many, PolicyError::TooManyPatterns { list: List::AllowOut, count: 1001, limit: 1000 });
+    assert!(compile_many(1000, "a").is_ok());
 }
 
 #[test]
