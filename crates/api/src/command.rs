@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Seconds, lenient::null_is_default};
+use crate::{
+    FieldError, Seconds,
+    lenient::{check_envs, null_is_default},
+};
 
 /// A command to run.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -30,6 +33,19 @@ pub struct RunCommand {
     /// Seconds after which the command is killed and answers with exit code 124. Absent or 0: no limit.
     #[serde(default)]
     pub timeout: Option<Seconds>,
+}
+
+impl RunCommand {
+    /// Checks what the types do not say.
+    ///
+    /// # Errors
+    /// [`FieldError::Invalid`] naming the field.
+    pub fn check(&self) -> Result<(), FieldError> {
+        if self.cmd.contains('\0') {
+            return Err(FieldError::invalid("cmd", "a command has no NUL"));
+        }
+        check_envs(&self.envs)
+    }
 }
 
 /// How a command ended.

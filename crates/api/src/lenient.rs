@@ -1,6 +1,6 @@
 //! Reading JSON as leniently as clients differ, and no more.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, de::Error};
 use utoipa::ToSchema;
@@ -37,6 +37,19 @@ where
     T: Deserialize<'de> + Default,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Refuses variables that no environment can have: no name, `=` in the name, NUL.
+pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), FieldError> {
+    for (name, value) in envs {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(FieldError::invalid("envs", format!("{name:?} is not a name of a variable")));
+        }
+        if value.contains('\0') {
+            return Err(FieldError::invalid(format!("envs.{name}"), "a value has no NUL"));
+        }
+    }
+    Ok(())
 }
 
 /// A span of time, written as a number of seconds.
@@ -86,8 +99,6 @@ impl Serialize for Seconds {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::json;
 
     use super::*;

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use utoipa::ToSchema;
 
-use crate::lenient::null_is_default;
+use crate::{FieldError, lenient::null_is_default};
 
 /// What a sandbox may reach: the `network` of a create request, or of a security policy.
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Network {
     /// Entries that are permitted: an address, a CIDR, a host name, `*.domain`, `~regex`, each with an optional
     /// `:port`. They beat `deny_out`, whatever the order. With any entry here, everything else is refused.
@@ -18,19 +18,19 @@ pub struct Network {
     #[serde(default, deserialize_with = "null_is_default")]
     pub deny_out: Vec<String>,
     /// Whether ports inside the sandbox may be reached through the API. Default true; says nothing about egress.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_public_traffic: Option<bool>,
     /// Replaces the `Host` header of outbound HTTP requests.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask_request_host: Option<MaskRequestHost>,
     /// What to do with Encrypted Client Hello. Default `refuse`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ech: Option<EchMode>,
     /// How a name that the policy does not permit is answered. Default `sink`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused_names: Option<RefusedNames>,
     /// Fields that mean nothing, kept so that they can be reported.
-    #[serde(flatten)]
+    #[serde(flatten, skip_serializing)]
     #[schema(ignore)]
     pub unknown: BTreeMap<String, Ignored>,
 }
@@ -44,6 +44,22 @@ impl Network {
             && self.mask_request_host.is_none()
             && self.ech.is_none()
             && self.refused_names.is_none()
+    }
+
+    /// Refuses an unknown field where ignoring it would leave the policy without an entry, which permits
+    /// everything: it is a misspelt `allow_out` more likely than not.
+    ///
+    /// # Errors
+    /// [`FieldError::Invalid`] naming the unknown field, below no prefix.
+    pub fn check(&self) -> Result<(), FieldError> {
+        match self.unknown.keys().next() {
+            Some(name) if self.allow_out.is_empty() && self.deny_out.is_empty() => {
+                let problem = "unknown field, and without it the policy permits everything; \
+                               the lists are allow_out and deny_out";
+                Err(FieldError::invalid(name, problem))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What was accepted and has no effect, in words.
@@ -66,7 +82,7 @@ impl<'de> Deserialize<'de> for Ignored {
 }
 
 /// The host to put into outbound requests. One client has a flag where the others have the name.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a host name or a boolean")]
 pub enum MaskRequestHost {
     /// The host.
@@ -134,12 +150,20 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_object_says_nothing_but_an_unknown_field_is_reported() {
+    fn an_empty_object_says_nothing() {
         assert!(parse(json!({})).unwrap().is_empty());
         assert!(parse(json!({"allow_out": null})).unwrap().is_empty());
-        let typo = parse(json!({"allowed": ["a.example"]})).unwrap();
-        assert!(typo.is_empty());
-        assert_eq!(typo.warnings(), ["allowed: unknown field, ignored"]);
+    }
+
+    #[test]
+    fn an_unknown_field_is_reported_and_refused_where_it_would_open_everything() {
+        let kept = parse(json!({"deny_out": ["*"], "allowed": ["a.example"]})).unwrap();
+        kept.check().unwrap();
+        assert_eq!(kept.warnings(), ["allowed: unknown field, ignored"]);
+        for open in [json!({"allowed": ["a.example"]}), json!({"allowed": [], "mask_request_host": "h"})] {
+            let error = parse(open).unwrap().check().unwrap_err().to_string();
+            assert!(error.starts_with("allowed: unknown field"), "{error}");
+        }
     }
 
     #[test]

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::{FieldError, Network, Seconds, Security, Timestamp, lenient::null_is_default};
+use crate::{
+    FieldError, Network, Seconds, Security, Timestamp,
+    lenient::{check_envs, null_is_default},
+};
 
 /// A sandbox to create. Everything has a default.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
@@ -54,11 +57,13 @@ pub struct CreateSandbox {
 }
 
 impl CreateSandbox {
-    /// Refuses what this server cannot do, outside of the security policy.
+    /// Checks everything outside of network and security policy, and refuses what this server cannot do.
     ///
     /// # Errors
     /// [`FieldError::NotImplemented`] or [`FieldError::Forbidden`] for the first field that asks for it.
-    pub fn refuse_unimplemented(&self) -> Result<(), FieldError> {
+    /// [`FieldError::Invalid`] for a variable that no environment can have.
+    pub fn check(&self) -> Result<(), FieldError> {
+        check_envs(&self.envs)?;
         if self.resources.is_some() {
             let problem =
                 "the size of a sandbox comes from its template and cannot be set in a request".to_owned();
@@ -303,13 +308,13 @@ mod tests {
             "lifecycle": {"on_timeout": "kill", "auto_resume": false}, "volumes": [], "future": {"x": [1]}
         }))
         .unwrap();
-        full.refuse_unimplemented().unwrap();
+        full.check().unwrap();
         let nulls = create(json!({
             "template": null, "timeout": null, "secure": null, "metadata": null, "envs": null, "vault_refs": null,
             "network": null, "security": null, "lifecycle": null, "volumes": null, "resources": null,
             "snapshot_id": null
         }));
-        nulls.unwrap().refuse_unimplemented().unwrap();
+        nulls.unwrap().check().unwrap();
     }
 
     #[test]
@@ -323,8 +328,11 @@ mod tests {
             (json!({"network": {"allow_out": ["a", 1]}}), "network.allow_out[1]"),
             (json!({"lifecycle": {"on_timeout": "sleep"}}), "lifecycle.on_timeout"),
             (json!({"volumes": {}}), "volumes"),
+            (json!({"envs": {"A=B": "1"}}), "envs"),
+            (json!({"envs": {"": "1"}}), "envs"),
+            (json!({"envs": {"A": "\0"}}), "envs.A"),
         ] {
-            let error = create(value).unwrap_err().to_string();
+            let error = create(value).and_then(|create| create.check()).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{field}: ")), "{error}");
         }
     }
@@ -338,13 +346,13 @@ mod tests {
             (json!({"lifecycle": {"on_timeout": "pause"}}), "lifecycle.on_timeout"),
             (json!({"lifecycle": {"auto_resume": true}}), "lifecycle.auto_resume"),
         ] {
-            let error = create(value).unwrap().refuse_unimplemented().unwrap_err();
+            let error = create(value).unwrap().check().unwrap_err();
             assert!(
                 matches!(&error, FieldError::NotImplemented { field: named, .. } if named == field),
                 "{error}"
             );
         }
-        let sized = create(json!({"resources": {"vcpus": 2}})).unwrap().refuse_unimplemented();
+        let sized = create(json!({"resources": {"vcpus": 2}})).unwrap().check();
         assert!(matches!(sized, Err(FieldError::Forbidden { .. })));
     }
 
