@@ -1,0 +1,420 @@
+//! What the store promises, seen from outside.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
+
+use jiff::{Timestamp, ToSpan};
+use serde_json::json;
+use store::{
+    Begin, Category, EventBatch, EventQuery, EventRecord, EventUpdate, KeyRecord, Order, SandboxFilter,
+    SandboxRecord, Store, StoreError,
+};
+
+fn sandbox(id: &str, account: &str, state: &str) -> SandboxRecord {
+    SandboxRecord {
+        id: id.to_owned(),
+        account: account.to_owned(),
+        template_id: "tpl-base".to_owned(),
+        name: String::new(),
+        state: state.to_owned(),
+        metadata: BTreeMap::from([("purpose".to_owned(), "test's \"own\"".to_owned())]),
+        envs: BTreeMap::from([("TOKEN".to_owned(), "secret-value".to_owned())]),
+        spec: json!({"network": {"allow_out": ["api.github.com"]}}),
+        audit_enabled: true,
+        created_at: now(),
+        started_at: Some(now()),
+        end_at: None,
+        timeout_s: 0,
+        on_timeout: "kill".to_owned(),
+        host: json!({"pid": 17}),
+        generation: u64::MAX >> 1,
+    }
+}
+
+fn key(id: &str, hash: u8) -> KeyRecord {
+    KeyRecord {
+        id: id.to_owned(),
+        account: "acme".to_owned(),
+        name: "ci".to_owned(),
+        hash: [hash; 32],
+        masked: "bw_…x1".to_owned(),
+        created_at: now(),
+        revoked: false,
+    }
+}
+
+fn event(id: u64, sandbox: &str, kind: &'static str) -> EventRecord {
+    let time = Timestamp::from_microsecond(id as i64).unwrap();
+    EventRecord {
+        sandbox_id: Some(sandbox.to_owned()),
+        ..EventRecord::new(id, time, Category::Network, kind)
+    }
+}
+
+/// The store's times are in microseconds.
+fn now() -> Timestamp {
+    Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap()
+}
+
+async fn open(dir: &Path) -> Store {
+    Store::open(dir).await.unwrap()
+}
+
+async fn insert(store: &Store, events: Vec<EventRecord>) {
+    store.events().write(&EventBatch { inserts: events, updates: Vec::new() }).await.unwrap();
+}
+
+async fn ids(store: &Store, query: EventQuery) -> Vec<u64> {
+    store.events().query(&query).await.unwrap().events.iter().map(|event| event.id).collect()
+}
+
+#[tokio::test]
+async fn a_second_daemon_on_the_same_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path()).await;
+    let refused = Store::open(dir.path()).await.unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Locked { dir: d, pid: Some(pid) } if d == dir.path() && *pid == std::process::id()),
+        "{refused}"
+    );
+    drop(first);
+    open(dir.path()).await;
+}
+
+#[tokio::test]
+async fn the_directory_and_its_files_are_private() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let store = open(&dir).await;
+    store.sandboxes().put(&sandbox("sbx-00000001", "acme", "running")).await.unwrap();
+    assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o7777, 0o700);
+    let mut names = Vec::new();
+    for file in fs::read_dir(&dir).unwrap() {
+        let file = file.unwrap();
+        names.push(file.file_name().into_string().unwrap());
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o600, "{file:?}");
+    }
+    names.sort();
+    assert_eq!(names, ["bailiwick.db", "bailiwick.db-shm", "bailiwick.db-wal", "lock"]);
+}
+
+#[tokio::test]
+async fn a_shared_directory_of_others_is_left_alone_and_an_empty_one_is_closed() {
+    let parent = tempfile::tempdir().unwrap();
+    let (shared, empty) = (parent.path().join("shared"), parent.path().join("empty"));
+    for dir in [&shared, &empty] {
+        fs::create_dir(dir).unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::write(shared.join("somebody's"), "file").unwrap();
+    let refused = Store::open(&shared).await.unwrap_err();
+    assert!(matches!(refused, StoreError::NotPrivate { mode: 0o755, .. }), "{refused}");
+    assert_eq!(fs::metadata(&shared).unwrap().permissions().mode() & 0o777, 0o755);
+
+    open(&empty).await;
+    assert_eq!(fs::metadata(&empty).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_called_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("bailiwick.db"),
+        "not a database at all, and long enough to be read as one".repeat(30),
+    )
+    .unwrap();
+    let refused = Store::open(dir.path()).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_table_of_state_is_noticed_when_the_database_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bailiwick.db");
+    let store = open(dir.path()).await;
+    for n in 0..400 {
+        store.sandboxes().put(&sandbox(&format!("sbx-{n:08}"), "acme", "running")).await.unwrap();
+    }
+    store.close().await;
+    drop(store);
+    let sound = fs::read(&path).unwrap();
+    // Everything after the schema's page is overwritten, page by page, in its header.
+    let mut damaged = sound.clone();
+    for page in damaged.chunks_mut(4096).skip(10) {
+        page[..64].fill(0xff);
+    }
+    fs::write(&path, damaged).unwrap();
+    let refused = Store::open(dir.path()).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused:?}");
+
+    fs::write(&path, sound).unwrap();
+    assert_eq!(open(dir.path()).await.sandboxes().list(&SandboxFilter::default()).await.unwrap().1, 400);
+}
+
+#[tokio::test]
+async fn a_sandbox_is_read_back_as_it_was_written_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let mut record = sandbox("sbx-00000001", "acme", "creating");
+    store.sandboxes().put(&record).await.unwrap();
+    assert_eq!(store.sandboxes().get(&record.id).await.unwrap().as_ref(), Some(&record));
+    record.state = "running".to_owned();
+    record.end_at = Some(now());
+    store.sandboxes().put(&record).await.unwrap();
+    drop(store);
+
+    let store = open(dir.path()).await;
+    assert_eq!(store.sandboxes().get(&record.id).await.unwrap().as_ref(), Some(&record));
+    assert!(store.sandboxes().delete(&record.id).await.unwrap());
+    assert!(!store.sandboxes().delete(&record.id).await.unwrap());
+    assert_eq!(store.sandboxes().get(&record.id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_list_keeps_to_its_account_states_and_metadata_and_counts_them_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    for n in 0..5 {
+        store.sandboxes().put(&sandbox(&format!("sbx-0000000{n}"), "acme", "running")).await.unwrap();
+    }
+    store.sandboxes().put(&sandbox("sbx-killed00", "acme", "killed")).await.unwrap();
+    store.sandboxes().put(&sandbox("sbx-foreign0", "other", "running")).await.unwrap();
+    let mut tagged = sandbox("sbx-tagged00", "acme", "paused");
+    tagged.metadata.insert("team".to_owned(), "a%b".to_owned());
+    store.sandboxes().put(&tagged).await.unwrap();
+
+    let mine = SandboxFilter { account: Some("acme".to_owned()), ..SandboxFilter::default() };
+    let list = async |filter: SandboxFilter| {
+        let (records, total) = store.sandboxes().list(&filter).await.unwrap();
+        (records.into_iter().map(|r| r.id).collect::<Vec<_>>(), total)
+    };
+    assert_eq!(list(mine.clone()).await.1, 7);
+    let running = SandboxFilter { states: vec!["running".to_owned()], ..mine.clone() };
+    let (page, total) = list(SandboxFilter { limit: Some(2), offset: 1, ..running }).await;
+    assert_eq!((page, total), (vec!["sbx-00000003".to_owned(), "sbx-00000002".to_owned()], 5));
+    let metadata = BTreeMap::from([
+        ("team".to_owned(), "a%b".to_owned()),
+        ("purpose".to_owned(), "test's \"own\"".to_owned()),
+    ]);
+    assert_eq!(list(SandboxFilter { metadata, ..mine.clone() }).await, (vec!["sbx-tagged00".to_owned()], 1));
+    let metadata = BTreeMap::from([("team".to_owned(), "axb".to_owned())]);
+    assert_eq!(list(SandboxFilter { metadata, ..mine }).await.1, 0);
+}
+
+#[tokio::test]
+async fn only_old_sandboxes_of_the_state_are_pruned() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    store.sandboxes().put(&sandbox("sbx-killed00", "acme", "killed")).await.unwrap();
+    store.sandboxes().put(&sandbox("sbx-running0", "acme", "running")).await.unwrap();
+    assert_eq!(store.sandboxes().prune("killed", now() - 1.hour()).await.unwrap(), 0);
+    assert_eq!(store.sandboxes().prune("killed", now() + 1.hour()).await.unwrap(), 1);
+    assert!(store.sandboxes().get("sbx-running0").await.unwrap().is_some());
+}
+
+#[test]
+fn the_values_of_the_environment_are_not_in_the_debug_text() {
+    let text = format!("{:?}", sandbox("sbx-00000001", "acme", "running"));
+    assert!(text.contains("TOKEN") && !text.contains("secret-value"), "{text}");
+}
+
+#[tokio::test]
+async fn a_revoked_key_opens_nothing_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let (kept, gone) = (key("key-1", 1), key("key-2", 2));
+    for key in [&kept, &gone] {
+        store.keys().put(key).await.unwrap();
+        assert_eq!(store.keys().by_hash(&key.hash).await.unwrap().as_ref(), Some(key));
+    }
+    assert!(!store.keys().revoke("another account", &gone.id).await.unwrap());
+    assert!(store.keys().revoke("acme", &gone.id).await.unwrap());
+    assert!(!store.keys().revoke("acme", &gone.id).await.unwrap());
+    drop(store);
+
+    let store = open(dir.path()).await;
+    assert_eq!(store.keys().by_hash(&gone.hash).await.unwrap(), None);
+    assert_eq!(store.keys().by_hash(&kept.hash).await.unwrap(), Some(kept.clone()));
+    let revoked = KeyRecord { revoked: true, ..gone };
+    assert_eq!(store.keys().list("acme").await.unwrap(), [kept, revoked.clone()]);
+    assert!(store.keys().put(&revoked).await.is_err(), "an id is used once");
+}
+
+#[tokio::test]
+async fn a_repeated_request_gets_the_first_ones_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let requests = store.idempotency();
+    assert_eq!(requests.begin("acme", "k", b"hash").await.unwrap(), Begin::New);
+    assert_eq!(requests.begin("acme", "k", b"hash").await.unwrap(), Begin::InProgress);
+    assert_eq!(requests.begin("acme", "k", b"other").await.unwrap(), Begin::BodyDiffers);
+    assert_eq!(requests.begin("other", "k", b"hash").await.unwrap(), Begin::New, "keys are per account");
+    requests.finish("acme", "k", 201, b"{}").await.unwrap();
+    requests.abandon("acme", "k").await.unwrap();
+    let replay = Begin::Replay { status: 201, body: b"{}".to_vec() };
+    assert_eq!(requests.begin("acme", "k", b"hash").await.unwrap(), replay, "an answer cannot be abandoned");
+    assert_eq!(requests.begin("acme", "k", b"other").await.unwrap(), Begin::BodyDiffers);
+    assert_eq!(requests.purge().await.unwrap(), 0);
+
+    requests.abandon("other", "k").await.unwrap();
+    assert_eq!(requests.begin("other", "k", b"new").await.unwrap(), Begin::New);
+    drop(store);
+    let store = open(dir.path()).await;
+    assert_eq!(store.idempotency().begin("acme", "k", b"hash").await.unwrap(), replay);
+    let after_a_crash = store.idempotency().begin("other", "k", b"new").await.unwrap();
+    assert_eq!(after_a_crash, Begin::New, "a request that was never answered can be made again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_simultaneous_repeats_exactly_one_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.idempotency().begin("acme", "k", b"hash").await.unwrap() })
+        })
+        .collect();
+    let mut new = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Begin::New => new += 1,
+            other => assert_eq!(other, Begin::InProgress),
+        }
+    }
+    assert_eq!(new, 1);
+}
+
+#[tokio::test]
+async fn queries_page_through_everything_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    insert(&store, (1..=25).map(|id| event(id, "sbx-a", "egress_blocked")).collect()).await;
+    for order in [Order::OldestFirst, Order::NewestFirst] {
+        let mut seen = Vec::new();
+        let mut query = EventQuery { order, limit: Some(10), ..EventQuery::default() };
+        let mut pages = 0;
+        loop {
+            let page = store.events().query(&query).await.unwrap();
+            pages += 1;
+            seen.extend(page.events.iter().map(|event| event.id));
+            query.cursor = page.next;
+            if query.cursor.is_none() {
+                break;
+            }
+        }
+        if order == Order::NewestFirst {
+            seen.reverse();
+        }
+        assert_eq!(seen, (1..=25).collect::<Vec<_>>());
+        assert_eq!(pages, 3);
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_cursor_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    for cursor in ["", "o", "oxyz", "n1", "1", "o-1", "é"] {
+        let query = EventQuery { cursor: Some(cursor.to_owned()), ..EventQuery::default() };
+        let refused = store.events().query(&query).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Cursor { .. }), "{cursor}: {refused}");
+    }
+    let query = EventQuery { cursor: Some("o1".to_owned()), ..EventQuery::default() };
+    assert!(store.events().query(&query).await.unwrap().events.is_empty());
+}
+
+#[tokio::test]
+async fn a_query_keeps_to_its_conditions() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    store.sandboxes().put(&sandbox("sbx-a", "acme", "running")).await.unwrap();
+    let mut events: Vec<_> =
+        (1..=6).map(|id| event(id, if id % 2 == 0 { "sbx-a" } else { "sbx-b" }, "x")).collect();
+    events[1].kind = "egress_allowed".into();
+    events[1].decision = Some(policy::Decision::Allow);
+    events[2].host = Some("api.example.com".to_owned());
+    events[3].host = Some("example.com".to_owned());
+    events[4].host = Some("notexample.com".to_owned());
+    insert(&store, events).await;
+
+    let all = EventQuery::default;
+    let at = |micros| Some(Timestamp::from_microsecond(micros).unwrap());
+    assert_eq!(ids(&store, EventQuery { sandbox: Some("sbx-b".to_owned()), ..all() }).await, [1, 3, 5]);
+    assert_eq!(ids(&store, EventQuery { account: Some("acme".to_owned()), ..all() }).await, [2, 4, 6]);
+    assert_eq!(ids(&store, EventQuery { since: at(3), until: at(5), ..all() }).await, [3, 4]);
+    assert_eq!(ids(&store, EventQuery { kinds: vec!["egress_allowed".to_owned()], ..all() }).await, [2]);
+    assert_eq!(ids(&store, EventQuery { decision: Some(policy::Decision::Allow), ..all() }).await, [2]);
+    assert_eq!(ids(&store, EventQuery { host: Some("example.com".to_owned()), ..all() }).await, [4]);
+    assert_eq!(ids(&store, EventQuery { host: Some("*.example.com".to_owned()), ..all() }).await, [3]);
+    assert_eq!(ids(&store, EventQuery { host: Some("%".to_owned()), ..all() }).await, [0; 0]);
+}
+
+#[tokio::test]
+async fn an_event_is_read_back_as_it_was_written_and_changes_apply() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let mut full: EventRecord = serde_json::from_value(json!({
+        "id": 1_790_000_000_000_000_u64,
+        "time": "2026-09-21T13:20:00Z",
+        "sandbox_id": "sbx-a",
+        "category": "network",
+        "type": "egress_allowed",
+        "decision": "allow",
+        "reason": "allow_entry",
+        "rule": {"text": "allow_out[0] a.example", "kind": "entry", "list": "allow_out", "index": 0, "entry": "a.example"},
+        "host": "a.example",
+        "host_source": "sni",
+        "address": "2001:db8::1",
+        "port": 443,
+        "protocol": "tcp",
+        "generation": 3,
+        "count": 1,
+        "detail": {"nested": [null, "text", "\u{0}'\""]},
+    }))
+    .unwrap();
+    insert(&store, vec![full.clone()]).await;
+    insert(&store, vec![full.clone()]).await;
+    assert_eq!(store.events().query(&EventQuery::default()).await.unwrap().events, [full.clone()]);
+
+    let last_time = now();
+    let updates = vec![
+        EventUpdate::Finished { id: full.id, bytes_up: 10, bytes_down: 20, duration_ms: 30 },
+        EventUpdate::Repeated { id: full.id, count: 7, last_time },
+        EventUpdate::Repeated { id: 99, count: 7, last_time },
+    ];
+    store.events().write(&EventBatch { inserts: Vec::new(), updates }).await.unwrap();
+    full.bytes_up = Some(10);
+    full.bytes_down = Some(20);
+    full.duration_ms = Some(30);
+    full.count = 7;
+    full.last_time = Some(last_time);
+    assert_eq!(store.events().query(&EventQuery::default()).await.unwrap().events, [full.clone()]);
+    assert_eq!(store.events().last_id().await.unwrap(), full.id);
+}
+
+#[tokio::test]
+async fn pruning_deletes_what_is_old_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    insert(&store, (1..=10).map(|id| event(id, "sbx-a", "x")).collect()).await;
+    let before = Timestamp::from_microsecond(6).unwrap();
+    assert_eq!(store.events().prune(before, 3).await.unwrap(), 3);
+    assert_eq!(store.events().prune(before, 3).await.unwrap(), 2);
+    assert_eq!(ids(&store, EventQuery::default()).await, [6, 7, 8, 9, 10]);
+    assert!(store.events().bytes_used().await.unwrap() > 4096);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_makes_noise_pushes_out_its_own_past() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    assert_eq!(store.events().prune_largest(2).await.unwrap(), None);
+    insert(&store, vec![event(1, "sbx-quiet", "x"), EventRecord { sandbox_id: None, ..event(2, "", "x") }])
+        .await;
+    insert(&store, (3..=6).map(|id| event(id, "sbx-loud", "x")).collect()).await;
+    let pruned = store.events().prune_largest(3).await.unwrap();
+    assert_eq!(pruned, Some((Some("sbx-loud".to_owned()), 3)));
+    assert_eq!(ids(&store, EventQuery::default()).await, [1, 2, 6]);
+}
