@@ -1,0 +1,59 @@
+# Two commands: `make demo` shows it, `make test` proves it. Both install what is missing (Debian or Ubuntu, as
+# root); nothing but a Rust toolchain has to be there before.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TARGET := target/$(shell rustc -vV | sed -n 's/^host: //p')
+DEBUG := $(CURDIR)/$(TARGET)/debug
+RELEASE := $(CURDIR)/$(TARGET)/release
+# Templates of the tests, kept between runs.
+TEMPLATES ?= $(CURDIR)/target/templates
+# Virtual environment of the Python client.
+VENV := $(CURDIR)/target/venv
+PATIENCE ?= 20
+
+.PHONY: help demo build test check unit interop bench templates deps clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: deps build ## Lock a sandbox to one host and watch what happens to everything else
+	@$(RELEASE)/bailiwick demo
+
+build: deps ## Build the program (release)
+	cargo build --release
+
+test: deps check unit interop ## Run the whole test suite
+
+check: ## Formatting, lints, layers
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo xtask layers
+
+unit: deps ## Rings 1 and 2: pure tests, and tests in namespaces of their own
+	cargo test --workspace --locked
+
+templates: deps ## Build the base and python templates of the tests
+	cargo build --locked
+	$(DEBUG)/bailiwick template build --templates-dir $(TEMPLATES) base python
+
+interop: deps templates $(VENV)/.ready ## Ring 3: the built program, driven by the published clients
+	cargo build --locked --package xtask
+	BAILIWICK_XTASK=$(DEBUG)/xtask BAILIWICK_TEST_TEMPLATES=$(TEMPLATES) BAILIWICK_TEST_PATIENCE=$(PATIENCE) \
+		$(VENV)/bin/python -m pytest -q interop/python
+
+$(VENV)/.ready: interop/python/requirements.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+bench: deps build ## Measure, side by side with the named peers
+	bench/run
+
+deps: ## Install what is missing from the distribution's packages
+	@scripts/install-dependencies
+
+clean: ## Remove everything that was built
+	cargo clean

@@ -1,0 +1,133 @@
+"""A lab for the whole test session: a small internet in namespaces of its own, with the built daemon inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+#: How long anything that should happen "at once" may take before the test fails.
+PATIENCE = float(os.environ.get("BAILIWICK_TEST_PATIENCE", "20"))
+
+
+class Lab:
+    """The running lab, by the variables it printed."""
+
+    def __init__(self, variables: dict[str, str]):
+        self.variables = variables
+        self.api = variables["DECLAW_API_URL"]
+        self.key = variables["DECLAW_API_KEY"]
+        self.sinks = pathlib.Path(variables["BAILIWICK_LAB_SINKS"])
+        self.queries = pathlib.Path(variables["BAILIWICK_LAB_DNS"])
+
+    def request(self, method: str, path: str, body=None, headers=None, raw: bytes | None = None):
+        """One API call with nothing of a client library in it: (status, decoded JSON or bytes)."""
+        data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
+        sent = {"X-API-Key": self.key, "Content-Type": "application/json", **(headers or {})}
+        sent = {name: value for name, value in sent.items() if value is not None}
+        call = urllib.request.Request(self.api + path, data=data, method=method, headers=sent)
+        try:
+            with urllib.request.urlopen(call, timeout=60) as reply:
+                status, payload = reply.status, reply.read()
+        except urllib.error.HTTPError as refusal:
+            status, payload = refusal.code, refusal.read()
+        try:
+            return status, json.loads(payload)
+        except ValueError:
+            return status, payload
+
+    def events(self, sandbox_id: str, **filters: str) -> list[dict]:
+        """All audit events of a sandbox, page by page."""
+        found: list[dict] = []
+        query = dict(filters)
+        while True:
+            text = urllib.parse.urlencode(query)
+            status, page = self.request("GET", f"/sandboxes/{sandbox_id}/audit?{text}")
+            assert status == 200, page
+            found += page["events"]
+            if not page.get("next_cursor"):
+                return found
+            query["cursor"] = page["next_cursor"]
+
+    def wait_for_events(self, sandbox_id: str, enough, **filters: str) -> list[dict]:
+        """The events once `enough(events)` holds; they are written a moment after the decision."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            events = self.events(sandbox_id, **filters)
+            if enough(events):
+                return events
+            assert time.monotonic() < deadline, f"the events that should be there are not: {events}"
+            time.sleep(0.02)
+
+    @staticmethod
+    def _lines(path: pathlib.Path) -> list[dict]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def sink_lines(self) -> list[dict]:
+        """Everything that reached the world so far."""
+        return self._lines(self.sinks)
+
+    def seen(self, needle: str) -> list[dict]:
+        """What reached the world and contains `needle`, the token of a canary."""
+        return [line for line in self.sink_lines() if needle in json.dumps(line)]
+
+    def asked(self, needle: str) -> list[dict]:
+        """The DNS queries that reached the world's authority and contain `needle`."""
+        return [line for line in self._lines(self.queries) if needle in line["name"]]
+
+
+def _start(arguments: list[str]) -> tuple[subprocess.Popen, dict[str, str]]:
+    program = os.environ.get("BAILIWICK_XTASK")
+    command = [program] if program else ["cargo", "xtask"]
+    process = subprocess.Popen(
+        [*command, "lab", "up", *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    variables: dict[str, str] = {}
+    assert process.stdout
+    for line in process.stdout:
+        line = line.strip()
+        if line == "ready":
+            return process, variables
+        if line.startswith("export "):
+            name, _, value = line.removeprefix("export ").partition("=")
+            variables[name] = value.strip("'\"")
+    raise RuntimeError(f"the lab ended before it was ready, with exit code {process.wait()}")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """The lab, up for the session."""
+    templates = os.environ.get("BAILIWICK_TEST_TEMPLATES")
+    arguments = ["--templates", templates] if templates else []
+    process, variables = _start(arguments)
+    os.environ.update({name: value for name, value in variables.items() if name.startswith("DECLAW_")})
+    try:
+        yield Lab(variables)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture
+def sandbox(lab):
+    """Makes sandboxes with the published client, and kills them afterwards."""
+    from declaw import Sandbox
+
+    made = []
+
+    def create(**arguments):
+        arguments.setdefault("template", "python")
+        arguments.setdefault("timeout", 300)
+        made.append(Sandbox.create(**arguments))
+        return made[-1]
+
+    yield create
+    for each in made:
+        each.kill(wait=True)
