@@ -117,7 +117,8 @@ fn conclude<Z: Zone>(asked: &Asked, zone: &Z, outcome: Result<Answer, LookupErro
             let refusal = permitted.is_empty().then(|| describe(&verdict));
             record(zone, asked, &in_force, verdict, Some(address));
             if let Some(text) = refusal {
-                return asked.refused((Ede::Blocked, &format!("every address of the name is refused: {text}")));
+                return asked
+                    .refused((Ede::Blocked, &format!("every address of the name is refused: {text}")));
             }
         }
         match zone.bind(&asked.name, &permitted, answer.ttl.max(MIN_BINDING), in_force.generation) {

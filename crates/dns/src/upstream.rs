@@ -271,7 +271,8 @@ impl Drop for Flight<'_> {
         let mut flights = self.shared.flights.lock();
         // Under the lock nobody joins: with a count of one we are the last.
         let landed = self.cell.initialized() || Arc::strong_count(&self.cell) == 1;
-        let ours = flights.get(self.key).is_some_and(|cell| std::ptr::eq(cell.as_ptr(), Arc::as_ptr(&self.cell)));
+        let ours =
+            flights.get(self.key).is_some_and(|cell| std::ptr::eq(cell.as_ptr(), Arc::as_ptr(&self.cell)));
         if landed && ours {
             flights.remove(self.key);
         }
@@ -298,7 +299,8 @@ impl Expiry<Key, Entry> for AtExpiry {
 }
 
 fn name_server(server: &SocketAddr) -> NameServerConfig {
-    let mut config = NameServerConfig::new(server.ip(), true, vec![ConnectionConfig::udp(), ConnectionConfig::tcp()]);
+    let mut config =
+        NameServerConfig::new(server.ip(), true, vec![ConnectionConfig::udp(), ConnectionConfig::tcp()]);
     for connection in &mut config.connections {
         connection.port = server.port();
     }
@@ -322,10 +324,11 @@ fn addresses(name: &Name, family: Family, records: &[Record]) -> Option<(Arc<[Ip
     let mut owner = name;
     let mut ttl = u32::MAX;
     for _ in 0..=MAX_ALIASES {
-        let alias = records.iter().filter(|record| record.name == *owner).find_map(|record| match &record.data {
-            RData::CNAME(CNAME(target)) => Some((target, record.ttl)),
-            _ => None,
-        });
+        let alias =
+            records.iter().filter(|record| record.name == *owner).find_map(|record| match &record.data {
+                RData::CNAME(CNAME(target)) => Some((target, record.ttl)),
+                _ => None,
+            });
         let Some((target, alias_ttl)) = alias else { break };
         ttl = ttl.min(alias_ttl);
         owner = target;
