@@ -384,12 +384,13 @@ async fn an_event_is_read_back_as_it_was_written_and_changes_apply() {
         EventUpdate::Repeated { id: full.id, count: 7, last_time },
         EventUpdate::Repeated { id: 99, count: 7, last_time },
     ];
+    let id = full.id;
+    for update in updates.iter().filter(|update| update.id() == id) {
+        update.apply(&mut full);
+    }
     store.events().write(&EventBatch { inserts: Vec::new(), updates }).await.unwrap();
-    full.bytes_up = Some(10);
-    full.bytes_down = Some(20);
-    full.duration_ms = Some(30);
-    full.count = 7;
-    full.last_time = Some(last_time);
+    assert_eq!((full.count, full.last_time, full.bytes_up), (7, Some(last_time), Some(10)));
+    assert_eq!((full.bytes_down, full.duration_ms), (Some(20), Some(30)));
     assert_eq!(store.events().query(&EventQuery::default()).await.unwrap().events, [full.clone()]);
     assert_eq!(store.events().last_id().await.unwrap(), full.id);
 }

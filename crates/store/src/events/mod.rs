@@ -58,6 +58,30 @@ pub enum EventUpdate {
     },
 }
 
+impl EventUpdate {
+    /// The event that it changes.
+    pub fn id(&self) -> u64 {
+        match self {
+            Self::Repeated { id, .. } | Self::Finished { id, .. } => *id,
+        }
+    }
+
+    /// Makes the change to a copy of its event.
+    pub fn apply(&self, event: &mut EventRecord) {
+        match *self {
+            Self::Repeated { count, last_time, .. } => {
+                event.count = count;
+                event.last_time = Some(last_time);
+            }
+            Self::Finished { bytes_up, bytes_down, duration_ms, .. } => {
+                event.bytes_up = Some(bytes_up);
+                event.bytes_down = Some(bytes_down);
+                event.duration_ms = Some(duration_ms);
+            }
+        }
+    }
+}
+
 /// The table of audit events.
 #[derive(Clone, Copy, Debug)]
 pub struct Events<'a> {
