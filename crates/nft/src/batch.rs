@@ -157,7 +157,7 @@ impl Batch {
         })
     }
 
-    /// Adds an element to a set; one that is there is kept (in a map, only if its data is the same).
+    /// Adds an element to a set; one that is there is kept. In a map `EEXIST` if it is there with other data.
     pub fn add_element(&mut self, table: &Table, set: &str, element: impl Into<Element>) -> &mut Self {
         self.add_elements(table, set, [element])
     }

@@ -62,7 +62,7 @@ pub enum Error {
         /// The part concerned.
         what: &'static str,
     },
-    /// A packet log group could not be taken; `EBUSY` when another socket of the namespace has it.
+    /// A packet log group could not be taken; `EPERM` also when another socket of the namespace has it.
     #[error("cannot bind packet log group {group}: {source}")]
     BindGroup {
         /// The group.
@@ -78,7 +78,7 @@ impl Error {
         self.errno() == Some(Errno::NOENT)
     }
 
-    /// The kernel refused because an object is in use, or a group is taken.
+    /// The kernel refused because an object is in use.
     pub fn is_busy(&self) -> bool {
         self.errno() == Some(Errno::BUSY)
     }
@@ -88,7 +88,8 @@ impl Error {
         self.errno() == Some(Errno::EXIST)
     }
 
-    /// The kernel refused because this process or this socket may not do that.
+    /// The kernel refused because this process may not do that, or because a table or a log group belongs to
+    /// another socket.
     pub fn is_permission_denied(&self) -> bool {
         matches!(self.errno(), Some(Errno::PERM | Errno::ACCESS))
     }

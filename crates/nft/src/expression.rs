@@ -264,8 +264,13 @@ impl Expressions {
             if !prefix.is_empty() {
                 writer.text(2, prefix);
             }
-            writer.u32(3, snaplen);
-            writer.u16(4, qthreshold);
+            // A length of 0 would mean that nothing is copied.
+            if snaplen > 0 {
+                writer.u32(3, snaplen);
+            }
+            if qthreshold > 0 {
+                writer.u16(4, qthreshold);
+            }
         });
     }
 

@@ -51,9 +51,9 @@ impl Field {
         }
     }
 
-    /// Whether values of this type are numbers in the machine's own byte order.
+    /// Whether the `nft` program takes values of this type for numbers in the machine's own byte order.
     fn is_host_order(self) -> bool {
-        matches!(self, Self::Mark | Self::Uid)
+        matches!(self, Self::Mark | Self::Uid | Self::Interface)
     }
 }
 
