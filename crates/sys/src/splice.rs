@@ -50,16 +50,17 @@ impl Pipe {
         self.held == 0
     }
 
-    /// Moves what `socket` has to read into the pipe: the number of bytes, 0 at the end of the stream.
+    /// Moves what `socket` has to read into the pipe, at most `limit` bytes: the number of bytes, 0 at the end of the
+    /// stream.
     ///
     /// # Errors
     /// `WouldBlock` when the socket has nothing to read now; `InvalidInput` when the pipe is not empty; else what the
     /// socket or `splice(2)` says.
-    pub fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
+    pub fn fill(&mut self, socket: impl AsFd, limit: usize) -> io::Result<usize> {
         if !self.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the pipe is not empty"));
         }
-        let moved = splice(socket, None, &self.write, None, self.capacity, FLAGS)?;
+        let moved = splice(socket, None, &self.write, None, self.capacity.min(limit), FLAGS)?;
         self.held = moved;
         Ok(moved)
     }
@@ -108,13 +109,13 @@ mod tests {
         inside.set_nonblocking(true).unwrap();
         outside.set_nonblocking(true).unwrap();
         let mut pipe = Pipe::new().unwrap();
-        assert_eq!(pipe.fill(&inside).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(pipe.fill(&inside, usize::MAX).unwrap_err().kind(), ErrorKind::WouldBlock);
 
         client.write_all(b"one piece of it").unwrap();
         drop(client);
         let mut moved = 0;
         loop {
-            match pipe.fill(&inside) {
+            match pipe.fill(&inside, usize::MAX) {
                 Ok(0) => break,
                 Ok(n) => moved += n,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
@@ -147,7 +148,7 @@ mod tests {
         let mut received = Vec::new();
         loop {
             if pipe.is_empty() {
-                match pipe.fill(&inside) {
+                match pipe.fill(&inside, usize::MAX) {
                     Ok(0) => break,
                     Ok(_) => {}
                     Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
@@ -172,8 +173,8 @@ mod tests {
         let (mut client, inside) = connected();
         let mut pipe = Pipe::new().unwrap();
         client.write_all(b"abc").unwrap();
-        assert_eq!(pipe.fill(&inside).unwrap(), 3);
+        assert_eq!(pipe.fill(&inside, usize::MAX).unwrap(), 3);
         assert_eq!(pipe.len(), 3);
-        assert_eq!(pipe.fill(&inside).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(pipe.fill(&inside, usize::MAX).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 }

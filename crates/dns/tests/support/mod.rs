@@ -28,42 +28,42 @@ use policy::{Floor, FlowEvent, HostName, InForce, Policy, PolicySpec};
 use tokio::{net::UdpSocket, sync::watch};
 
 /// A policy of these allow entries.
-pub fn allow(entries: &[&str]) -> PolicySpec {
+pub(crate) fn allow(entries: &[&str]) -> PolicySpec {
     PolicySpec { allow_out: entries.iter().map(ToString::to_string).collect(), ..PolicySpec::default() }
 }
 
-pub fn compile(spec: &PolicySpec) -> Arc<Policy> {
+pub(crate) fn compile(spec: &PolicySpec) -> Arc<Policy> {
     Arc::new(Policy::compile(spec, Arc::new(Floor::new([]))).unwrap())
 }
 
-pub fn name(text: &str) -> HostName {
+pub(crate) fn name(text: &str) -> HostName {
     HostName::parse(text).unwrap()
 }
 
 /// One sandbox: what was bound and recorded can be looked at.
-pub struct FakeZone {
+pub(crate) struct FakeZone {
     in_force: Mutex<InForce>,
-    pub bound: Mutex<Vec<Binding>>,
-    pub events: Mutex<Vec<FlowEvent>>,
-    pub sinks: Mutex<Vec<HostName>>,
+    pub(crate) bound: Mutex<Vec<Binding>>,
+    pub(crate) events: Mutex<Vec<FlowEvent>>,
+    pub(crate) sinks: Mutex<Vec<HostName>>,
     /// What `bind` says, in turn; `Ok` when it is empty.
-    pub bind_results: Mutex<Vec<BindRefused>>,
+    pub(crate) bind_results: Mutex<Vec<BindRefused>>,
     /// The policy that comes into force when a bind is refused.
-    pub successor: Mutex<Option<PolicySpec>>,
-    pub no_sinks: AtomicBool,
-    pub ipv6: AtomicBool,
+    pub(crate) successor: Mutex<Option<PolicySpec>>,
+    pub(crate) no_sinks: AtomicBool,
+    pub(crate) ipv6: AtomicBool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Binding {
-    pub name: HostName,
-    pub addresses: Vec<IpAddr>,
-    pub ttl: Duration,
-    pub generation: u64,
+pub(crate) struct Binding {
+    pub(crate) name: HostName,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) ttl: Duration,
+    pub(crate) generation: u64,
 }
 
 impl FakeZone {
-    pub fn new(spec: &PolicySpec) -> Arc<Self> {
+    pub(crate) fn new(spec: &PolicySpec) -> Arc<Self> {
         Arc::new(Self {
             in_force: Mutex::new(InForce { policy: compile(spec), generation: 1 }),
             bound: Mutex::default(),
@@ -76,7 +76,7 @@ impl FakeZone {
         })
     }
 
-    pub fn reasons(&self) -> Vec<String> {
+    pub(crate) fn reasons(&self) -> Vec<String> {
         self.events.lock().iter().map(|event| event.verdict.reason.as_str().to_owned()).collect()
     }
 }
@@ -128,33 +128,33 @@ impl Zone for FakeZone {
 
 /// What the fake server says about one name.
 #[derive(Clone, Default)]
-pub struct Reply {
-    pub code: Option<ResponseCode>,
-    pub records: Vec<(&'static str, u32, RData)>,
+pub(crate) struct Reply {
+    pub(crate) code: Option<ResponseCode>,
+    pub(crate) records: Vec<(&'static str, u32, RData)>,
 }
 
-pub fn a(owner: &'static str, ttl: u32, address: &str) -> (&'static str, u32, RData) {
+pub(crate) fn a(owner: &'static str, ttl: u32, address: &str) -> (&'static str, u32, RData) {
     (owner, ttl, RData::A(A(address.parse().unwrap())))
 }
 
-pub fn aaaa(owner: &'static str, ttl: u32, address: &str) -> (&'static str, u32, RData) {
+pub(crate) fn aaaa(owner: &'static str, ttl: u32, address: &str) -> (&'static str, u32, RData) {
     (owner, ttl, RData::AAAA(AAAA(address.parse().unwrap())))
 }
 
-pub fn cname(owner: &'static str, ttl: u32, target: &str) -> (&'static str, u32, RData) {
+pub(crate) fn cname(owner: &'static str, ttl: u32, target: &str) -> (&'static str, u32, RData) {
     (owner, ttl, RData::CNAME(CNAME(Name::from_ascii(target).unwrap())))
 }
 
 /// A server on loopback that logs every query it gets.
-pub struct FakeServer {
-    pub address: SocketAddr,
-    pub queries: Arc<Mutex<Vec<Message>>>,
+pub(crate) struct FakeServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) queries: Arc<Mutex<Vec<Message>>>,
     /// Replies wait until this is true.
-    pub open: watch::Sender<bool>,
+    pub(crate) open: watch::Sender<bool>,
 }
 
 impl FakeServer {
-    pub async fn start(zone: impl IntoIterator<Item = (&'static str, Reply)>) -> Self {
+    pub(crate) async fn start(zone: impl IntoIterator<Item = (&'static str, Reply)>) -> Self {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let address = socket.local_addr().unwrap();
         let queries = Arc::new(Mutex::new(Vec::new()));
@@ -178,7 +178,7 @@ impl FakeServer {
         Self { address, queries, open }
     }
 
-    pub fn upstream(&self) -> Upstream {
+    pub(crate) fn upstream(&self) -> Upstream {
         Upstream::new(UpstreamConfig {
             timeout: Duration::from_secs(2),
             attempts: 1,
@@ -187,7 +187,7 @@ impl FakeServer {
         .unwrap()
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.queries.lock().len()
     }
 }
@@ -216,7 +216,7 @@ fn reply(zone: &HashMap<&'static str, Reply>, query: &Message) -> Vec<u8> {
 }
 
 /// A query as a stub resolver sends it, with EDNS.
-pub fn query(text: &str, kind: RecordType) -> Message {
+pub(crate) fn query(text: &str, kind: RecordType) -> Message {
     let mut message = Message::new(0x1234, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(text).unwrap(), kind));
@@ -227,16 +227,16 @@ pub fn query(text: &str, kind: RecordType) -> Message {
 }
 
 /// Asks and parses the reply.
-pub async fn ask(zone: &FakeZone, upstream: &Upstream, text: &str, kind: RecordType) -> Message {
+pub(crate) async fn ask(zone: &FakeZone, upstream: &Upstream, text: &str, kind: RecordType) -> Message {
     ask_message(zone, upstream, &query(text, kind)).await
 }
 
-pub async fn ask_message(zone: &FakeZone, upstream: &Upstream, query: &Message) -> Message {
+pub(crate) async fn ask_message(zone: &FakeZone, upstream: &Upstream, query: &Message) -> Message {
     let bytes = dns::answer(&query.to_vec().unwrap(), zone, upstream, Transport::Udp).await.unwrap();
     Message::from_vec(&bytes).unwrap()
 }
 
-pub fn addresses(message: &Message) -> Vec<String> {
+pub(crate) fn addresses(message: &Message) -> Vec<String> {
     message
         .answers
         .iter()
@@ -249,7 +249,7 @@ pub fn addresses(message: &Message) -> Vec<String> {
 }
 
 /// The code and the text of the Extended DNS Error.
-pub fn ede(message: &Message) -> Option<(u16, String)> {
+pub(crate) fn ede(message: &Message) -> Option<(u16, String)> {
     let option = message.edns.as_ref()?.option(EdnsCode::Unknown(15))?;
     let EdnsOption::Unknown(_, data) = option else { return None };
     let (code, text) = data.split_first_chunk::<2>()?;

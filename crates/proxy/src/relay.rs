@@ -1,0 +1,287 @@
+//! Moving bytes between two connections.
+//!
+//! The first 128 KiB of a direction are copied through user space: most flows are over by then, and setting up a
+//! pipe would cost more than it saves. The rest is spliced. Both keep the half-close: the end of one stream is
+//! passed on while the other direction goes on.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+};
+
+use crate::{
+    buffer,
+    flows::Entry,
+    pipes::{self, Lease},
+};
+
+/// How many bytes of a direction are copied before it splices.
+const COPY_FIRST: u64 = 128 << 10;
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Both sides closed their streams.
+    Cleanly,
+    /// A connection failed: the other one has to be reset.
+    Broken,
+}
+
+/// Moves bytes both ways until both streams have ended or one connection failed.
+pub(crate) async fn relay(client: &mut TcpStream, server: &mut TcpStream, entry: &Entry) -> Ended {
+    let (client_read, client_write) = client.split();
+    let (server_read, server_write) = server.split();
+    let up = Direction::new(client_read, server_write, &entry.up);
+    let down = Direction::new(server_read, client_write, &entry.down);
+    both(up, down).await
+}
+
+/// Runs two directions of one connection to their end.
+pub(crate) async fn both(mut up: Direction<'_>, mut down: Direction<'_>) -> Ended {
+    let mut broken = false;
+    poll_fn(|cx| {
+        match up.poll_run(cx) {
+            Poll::Ready(Err(Failed::Read)) => return Poll::Ready(Ended::Broken),
+            // The server takes nothing any more, but what it had sent before is still worth reading.
+            Poll::Ready(Err(Failed::Write)) => broken = true,
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        match down.poll_run(cx) {
+            Poll::Ready(Err(_)) => return Poll::Ready(Ended::Broken),
+            Poll::Ready(Ok(())) if broken => return Poll::Ready(Ended::Broken),
+            Poll::Ready(Ok(())) if up.is_done() => return Poll::Ready(Ended::Cleanly),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Which side of a direction failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// The one that is read.
+    Read,
+    /// The one that is written.
+    Write,
+}
+
+/// One direction of a relayed connection.
+pub(crate) struct Direction<'a> {
+    from: ReadHalf<'a>,
+    to: WriteHalf<'a>,
+    /// Bytes written; only this direction changes it.
+    moved: &'a AtomicU64,
+    read: u64,
+    /// How many bytes it moves before it is done; `u64::MAX` means until the stream ends.
+    limit: u64,
+    /// Whether the end of the stream is passed on.
+    passes_end: bool,
+    /// Bytes read that could not be written at once.
+    leftover: Vec<u8>,
+    leftover_from: usize,
+    pipe: Option<Lease>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The stream has ended; its end has to be passed on.
+    Ended,
+    Done(Result<(), Failed>),
+}
+
+impl<'a> Direction<'a> {
+    pub(crate) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, moved: &'a AtomicU64) -> Self {
+        Self {
+            from,
+            to,
+            moved,
+            read: 0,
+            limit: u64::MAX,
+            passes_end: true,
+            leftover: Vec::new(),
+            leftover_from: 0,
+            pipe: None,
+            state: State::Open,
+        }
+    }
+
+    /// Moves exactly `limit` bytes; a stream that ends before is a failure.
+    pub(crate) fn limited(mut self, limit: u64) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Leaves the written side open when the stream that is read has ended.
+    pub(crate) fn without_end(mut self) -> Self {
+        self.passes_end = false;
+        self
+    }
+
+    /// Whether it came to its end, well or not.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.state, State::Done(_))
+    }
+
+    /// The connections again. Bytes that were read and not yet written are lost: for a direction that is done.
+    pub(crate) fn into_halves(self) -> (ReadHalf<'a>, WriteHalf<'a>) {
+        (self.from, self.to)
+    }
+
+    /// Moves bytes until the stream has ended and its end was passed on. May be called again after that.
+    pub(crate) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        loop {
+            let step = match self.state {
+                State::Done(result) => return Poll::Ready(result),
+                State::Ended => ready!(self.poll_end(cx)),
+                State::Open => ready!(self.poll_step(cx)),
+            };
+            if let Err(failed) = step {
+                self.pipe = None;
+                self.state = State::Done(Err(failed));
+            }
+        }
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        if self.leftover_from < self.leftover.len() {
+            return self.poll_leftover(cx);
+        }
+        if self.pipe.as_mut().is_some_and(|lease| !lease.pipe().is_empty()) {
+            return self.poll_drain(cx);
+        }
+        if self.read >= self.limit {
+            self.state = State::Done(Ok(()));
+            return Poll::Ready(Ok(()));
+        }
+        if self.read < COPY_FIRST {
+            return self.poll_copy(cx);
+        }
+        self.poll_fill(cx)
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let result = if self.limit != u64::MAX {
+            Err(Failed::Read)
+        } else if self.passes_end {
+            ready!(Pin::new(&mut self.to).poll_shutdown(cx)).map_err(|_| Failed::Write)
+        } else {
+            Ok(())
+        };
+        self.state = State::Done(result);
+        Poll::Ready(result)
+    }
+
+    /// Reads once into the thread's buffer and writes what it can; the rest becomes the leftover.
+    fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        buffer::with(|buffer| {
+            let room = self.room(buffer.len());
+            let mut buffer = ReadBuf::new(buffer.get_mut(..room).unwrap_or_default());
+            ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer)).map_err(|_| Failed::Read)?;
+            let bytes = buffer.filled();
+            if bytes.is_empty() {
+                self.state = State::Ended;
+                return Poll::Ready(Ok(()));
+            }
+            self.read = self.read.saturating_add(count(bytes.len()));
+            let written = match Pin::new(&mut self.to).poll_write(cx, bytes) {
+                Poll::Ready(Ok(written)) => written,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Write)),
+                Poll::Pending => 0,
+            };
+            self.add(written);
+            if let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+                self.leftover = rest.to_vec();
+                self.leftover_from = 0;
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    fn poll_leftover(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let rest = self.leftover.get(self.leftover_from..).unwrap_or_default();
+        let written = match ready!(Pin::new(&mut self.to).poll_write(cx, rest)) {
+            Ok(0) | Err(_) => return Poll::Ready(Err(Failed::Write)),
+            Ok(written) => written,
+        };
+        self.leftover_from = self.leftover_from.saturating_add(written);
+        self.add(written);
+        if self.leftover_from >= self.leftover.len() {
+            // Its memory goes too: the next bytes may never come.
+            self.leftover = Vec::new();
+            self.leftover_from = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves what there is from the socket into the pipe. While there is nothing, the pipe goes back to the pool.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let stream: &TcpStream = self.from.as_ref();
+        match stream.poll_read_ready(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Read)),
+            Poll::Pending => {
+                self.pipe = None;
+                return Poll::Pending;
+            }
+        }
+        if self.pipe.is_none() {
+            self.pipe = pipes::take();
+        }
+        let room = self.room(usize::MAX);
+        let Some(lease) = &mut self.pipe else { return self.poll_copy(cx) };
+        match stream.try_io(Interest::READABLE, || lease.pipe().fill(stream, room)) {
+            Ok(0) => self.state = State::Ended,
+            Ok(read) => self.read = self.read.saturating_add(count(read)),
+            Err(error) if is_retry(&error) => {}
+            Err(_) => return Poll::Ready(Err(Failed::Read)),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let stream: &TcpStream = self.to.as_ref();
+        if ready!(stream.poll_write_ready(cx)).is_err() {
+            return Poll::Ready(Err(Failed::Write));
+        }
+        let Some(lease) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        match stream.try_io(Interest::WRITABLE, || lease.pipe().drain(stream)) {
+            Ok(written) => self.add(written),
+            Err(error) if is_retry(&error) => {}
+            Err(_) => return Poll::Ready(Err(Failed::Write)),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// How many bytes may be read at once: `most`, or what is left of the limit.
+    fn room(&self, most: usize) -> usize {
+        usize::try_from(self.limit.saturating_sub(self.read)).unwrap_or(usize::MAX).min(most)
+    }
+
+    fn add(&self, written: usize) {
+        // A plain store: this direction is the only writer.
+        let moved = self.moved.load(Ordering::Relaxed).wrapping_add(count(written));
+        self.moved.store(moved, Ordering::Relaxed);
+    }
+}
+
+/// The readiness was stale (the runtime has cleared it now), or a signal came.
+fn is_retry(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+pub(crate) fn count(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,114 @@
+//! The accept loop.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use policy::Reason;
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Egress, Flows,
+    connection::Connection,
+    decision::{self, Refusal},
+    flows::Recorder,
+    socket::Socket,
+};
+
+/// How long to wait after a failed `accept`, so that a lack of descriptors does not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The bounds of one sandbox's proxy.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most connections at the same time; further ones are reset.
+    pub max_flows: usize,
+    /// How long a client may take from connecting to a complete ClientHello or request head, and for each further
+    /// request head from its first byte.
+    pub peek_timeout: Duration,
+    /// The most bytes of a ClientHello or a request head.
+    pub peek_bytes: usize,
+    /// How long to wait for the client's first byte before it is taken for one that lets the server speak first,
+    /// where that is permitted.
+    pub server_first: Duration,
+    /// How long connecting may take, all addresses of a name together.
+    pub dial_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_flows: 1024,
+            peek_timeout: Duration::from_secs(5),
+            peek_bytes: 64 << 10,
+            server_first: Duration::from_millis(200),
+            dial_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves the connections that `listener` accepts until `stop`, and cuts those that are still open then.
+///
+/// The local address of an accepted socket is taken for the destination that the client meant. What is dialled is
+/// dialled in the network namespace of the runtime's threads.
+///
+/// # Errors
+/// When the listener cannot be prepared. A connection that cannot be accepted is tried again.
+pub async fn serve<E: Egress>(
+    listener: TcpListener,
+    egress: Arc<E>,
+    flows: Arc<Flows>,
+    limits: Limits,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    // Accepted sockets inherit it.
+    sockopt::set_tcp_nodelay(&listener, true)?;
+    let server = flows.unique();
+    let recorder: Arc<dyn Recorder> = egress.clone();
+    let accepting = async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => admit(stream, server, &egress, &recorder, &flows, limits),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = accepting => {}
+    }
+    flows.abort_all(server);
+    Ok(())
+}
+
+fn admit<E: Egress>(
+    stream: TcpStream,
+    server: u64,
+    egress: &Arc<E>,
+    recorder: &Arc<dyn Recorder>,
+    flows: &Arc<Flows>,
+    limits: Limits,
+) {
+    let Ok(destination) = stream.local_addr() else { return };
+    let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+    let client = Socket::new(stream);
+    let Some(registration) = flows.admit(server, limits.max_flows, recorder.clone()) else {
+        egress.record(over_limit(&**egress, destination).event());
+        return;
+    };
+    let entry = registration.entry().clone();
+    let connection = Connection { egress: egress.clone(), registration, destination, limits };
+    let task = tokio::spawn(connection.run(client));
+    entry.set_abort(task.abort_handle());
+}
+
+fn over_limit<E: Egress>(egress: &E, destination: SocketAddr) -> Refusal {
+    let generation = egress.in_force().generation;
+    let mut refusal =
+        Refusal::of_bytes(Reason::FlowLimit, None, policy::NameSource::None, destination, generation);
+    refusal.verdict = decision::deny(Reason::FlowLimit);
+    refusal
+}
