@@ -158,6 +158,33 @@ pub fn wait_sigchld() -> io::Result<()> {
     }
 }
 
+/// Takes over a descriptor that this process was started with. It gets another number, and programs started
+/// later do not inherit it.
+///
+/// # Errors
+/// `EBADF` when the descriptor is not open, in particular when it was taken before.
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: borrowed for one call, which fails if the number is not open.
+    let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+    let taken = rustix::io::fcntl_dupfd_cloexec(inherited, number + 1)?;
+    // SAFETY: nothing in this process owns an inherited number, and from now on `taken` stands for it.
+    unsafe { rustix::io::try_close(number) }?;
+    Ok(taken)
+}
+
+/// Closes every descriptor from `first` on: what this process inherited and was not meant to have. Only for the
+/// start of a program, before anything of its own is open.
+///
+/// # Errors
+/// None known (Linux 5.9).
+pub fn close_inherited_from(first: u32) -> io::Result<()> {
+    // SAFETY: touches no memory; see above for the descriptors.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Makes all threads allocate from one heap. By default every thread gets its own, which costs a small program
 /// with many short-lived threads more memory than it saves in waiting. Call it before the first thread starts.
 pub fn share_one_heap() {

@@ -1,0 +1,142 @@
+//! The commands that run, and those that have ended and are remembered.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use init_protocol::{CommandInfo, Exec, Exit, KEPT_COMMANDS};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::with_truncation;
+use crate::children::lock;
+use crate::failure::{Result, failure};
+use crate::kept::{Budget, Kept};
+
+/// A command that was started.
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(crate) pid: u32,
+    exec: Exec,
+    /// Write end of its standard input, non-blocking.
+    stdin: Mutex<Option<Arc<OwnedFd>>>,
+    /// Held by whoever writes to its standard input.
+    pub(crate) writing: Mutex<()>,
+    /// Output of a background command.
+    pub(crate) kept: Mutex<Kept>,
+    exit: Mutex<Exit>,
+    /// An eventfd, readable as soon as `exit` and `kept` are final.
+    done: OwnedFd,
+}
+
+impl Command {
+    /// What is known of a command before it has a pid.
+    ///
+    /// # Errors
+    /// When no descriptor can be had.
+    pub(crate) fn new(exec: Exec, stdin: Option<OwnedFd>, budget: &Budget) -> Result<Self> {
+        let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Ok(Self {
+            pid: 0,
+            exec,
+            stdin: Mutex::new(stdin.map(Arc::new)),
+            writing: Mutex::default(),
+            kept: Mutex::new(Kept::new(budget)),
+            exit: Mutex::default(),
+            done: done.map_err(|error| failure("make an eventfd", error))?,
+        })
+    }
+
+    /// The write end of its standard input, unless closed.
+    pub(crate) fn stdin(&self) -> Option<Arc<OwnedFd>> {
+        lock(&self.stdin).clone()
+    }
+
+    /// Closes its standard input, as soon as nobody is writing to it any more.
+    pub(crate) fn close_stdin(&self) {
+        *lock(&self.stdin) = None;
+    }
+
+    /// How it ended; to be asked when [`Self::done`] is readable.
+    pub(crate) fn exit(&self) -> Exit {
+        with_truncation(*lock(&self.exit), &lock(&self.kept))
+    }
+
+    /// Readable when it has ended.
+    pub(crate) fn done(&self) -> BorrowedFd<'_> {
+        self.done.as_fd()
+    }
+
+    pub(crate) fn info(&self) -> CommandInfo {
+        CommandInfo {
+            pid: self.pid,
+            command: self.exec.command.clone(),
+            envs: self.exec.envs.clone(),
+            background: self.exec.background,
+        }
+    }
+}
+
+/// All commands.
+#[derive(Debug, Default)]
+pub(crate) struct Commands {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    running: BTreeMap<u32, Arc<Command>>,
+    /// Background commands, the first to end first.
+    ended: VecDeque<Arc<Command>>,
+}
+
+impl Commands {
+    /// How many are running.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.table).running.len()
+    }
+
+    /// Adds a command that has just been started.
+    pub(crate) fn add(&self, command: Arc<Command>) {
+        let mut table = lock(&self.table);
+        // The pid means the new one from now on.
+        table.ended.retain(|ended| ended.pid != command.pid);
+        table.running.insert(command.pid, command);
+    }
+
+    /// Drops a command that nobody may wait for.
+    pub(crate) fn forget(&self, pid: u32) {
+        lock(&self.table).running.remove(&pid);
+    }
+
+    /// A background command has ended: from now on `wait` gives its exit.
+    pub(crate) fn end(&self, command: &Arc<Command>, exit: Exit, budget: &Budget) {
+        *lock(&command.exit) = exit;
+        command.close_stdin();
+        let mut table = lock(&self.table);
+        table.running.remove(&command.pid);
+        while table.ended.len() >= KEPT_COMMANDS || budget.is_short() && !table.ended.is_empty() {
+            table.ended.pop_front();
+        }
+        table.ended.push_back(Arc::clone(command));
+        drop(table);
+        // A new eventfd always takes it.
+        let _ = rustix::io::write(&command.done, &1u64.to_ne_bytes());
+    }
+
+    /// A running command.
+    pub(crate) fn find(&self, pid: u32) -> Option<Arc<Command>> {
+        lock(&self.table).running.get(&pid).cloned()
+    }
+
+    /// A background command, running or remembered.
+    pub(crate) fn background(&self, pid: u32) -> Option<Arc<Command>> {
+        let table = lock(&self.table);
+        let running = table.running.get(&pid).filter(|command| command.exec.background);
+        running.or_else(|| table.ended.iter().find(|command| command.pid == pid)).cloned()
+    }
+
+    /// All running commands, by pid.
+    pub(crate) fn running(&self) -> Vec<Arc<Command>> {
+        lock(&self.table).running.values().cloned().collect()
+    }
+}

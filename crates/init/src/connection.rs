@@ -1,0 +1,196 @@
+//! One connection: greeting, one request, its answer.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use init_protocol::{
+    ClientFrame, CodecError, Failure, FailureKind, FrameBuffer, Hello, InitFrame, MAX_CHUNK, Request, encode,
+};
+
+use crate::failure::Result;
+use crate::server::Server;
+use crate::{command, files, foreground};
+
+/// How long the daemon may take for greeting and request.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// Serves a connection to its end.
+pub(crate) fn serve(server: &Arc<Server>, socket: UnixStream) {
+    let mut connection = Connection::new(socket);
+    // A daemon that has gone needs no answer, and there is nobody else to tell.
+    let _ = connection.send(&InitFrame::Hello(Hello::CURRENT));
+    let outcome = connection.request().and_then(|request| dispatch(server, &mut connection, request));
+    if let Err(failure) = outcome {
+        let _ = connection.send(&InitFrame::Failed(failure));
+    }
+    let _ = connection.flush();
+}
+
+/// Tells a connection that cannot be served why, without ever waiting for it.
+pub(crate) fn refuse(socket: UnixStream, why: InitFrame) {
+    let _ = socket.set_nonblocking(true);
+    let mut connection = Connection::new(socket);
+    let _ = connection.send(&InitFrame::Hello(Hello::CURRENT));
+    let _ = connection.send(&why);
+    let _ = connection.flush();
+}
+
+/// The daemon's end of an operation.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: UnixStream,
+    incoming: FrameBuffer,
+    outgoing: Vec<u8>,
+}
+
+/// Bytes collected before they are sent, so that many small frames cost few system calls.
+const OUTGOING: usize = 32 << 10;
+
+impl Connection {
+    fn new(socket: UnixStream) -> Self {
+        Self { socket, incoming: FrameBuffer::default(), outgoing: Vec::new() }
+    }
+
+    /// Greeting and request.
+    fn request(&mut self) -> Result<Request> {
+        self.socket.set_read_timeout(Some(GREETING)).map_err(lost)?;
+        match self.receive()? {
+            ClientFrame::Hello(hello) if hello == Hello::CURRENT => {}
+            ClientFrame::Hello(hello) => {
+                let versions =
+                    format!("version {} spoken, {} understood", hello.version, Hello::CURRENT.version);
+                return Err(Failure::new(FailureKind::Version, versions));
+            }
+            _ => return Err(bad_request("the first frame must be a hello")),
+        }
+        let ClientFrame::Request(request) = self.receive()? else {
+            return Err(bad_request("the second frame must be a request"));
+        };
+        self.socket.set_read_timeout(None).map_err(lost)?;
+        Ok(request)
+    }
+
+    /// The next frame; waits for it.
+    pub(crate) fn receive(&mut self) -> Result<ClientFrame> {
+        loop {
+            if let Some(frame) = self.received()? {
+                return Ok(frame);
+            }
+            if self.fill()? == 0 {
+                return Err(lost(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    /// The next frame of what has been read already.
+    pub(crate) fn received(&mut self) -> Result<Option<ClientFrame>> {
+        self.incoming.next().map_err(|error: CodecError| bad_request(error.to_string()))
+    }
+
+    /// Reads once, and gives how much: 0 at the end of the stream. Fails with `WouldBlock` turned into
+    /// [`FailureKind::Busy`] only on a non-blocking connection.
+    pub(crate) fn fill(&mut self) -> Result<usize> {
+        let mut buffer = vec![0; MAX_CHUNK];
+        loop {
+            match self.socket.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(lost(error)),
+                Ok(count) => {
+                    self.incoming.extend(buffer.get(..count).unwrap_or_default());
+                    return Ok(count);
+                }
+            }
+        }
+    }
+
+    /// Sends a frame, soon.
+    pub(crate) fn send(&mut self, frame: &InitFrame) -> Result<()> {
+        self.queue(frame)?;
+        if self.outgoing.len() < OUTGOING { Ok(()) } else { self.flush() }
+    }
+
+    /// Sends what is waiting to be sent.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let outgoing = std::mem::take(&mut self.outgoing);
+        self.socket.write_all(&outgoing).map_err(lost)
+    }
+
+    /// Puts a frame where [`Self::flush`] and [`Self::flush_some`] find it.
+    pub(crate) fn queue(&mut self, frame: &InitFrame) -> Result<()> {
+        let bytes = encode(frame).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))?;
+        self.outgoing.extend(bytes);
+        Ok(())
+    }
+
+    /// Bytes waiting to be sent.
+    pub(crate) fn queued(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Sends what can be sent without waiting; for a non-blocking connection.
+    pub(crate) fn flush_some(&mut self) -> Result<()> {
+        while !self.outgoing.is_empty() {
+            match self.socket.write(&self.outgoing) {
+                Ok(count) => drop(self.outgoing.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(lost(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether reading and writing may wait.
+    pub(crate) fn set_blocking(&self, blocking: bool) -> Result<()> {
+        self.socket.set_nonblocking(!blocking).map_err(lost)
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A request that breaks the protocol.
+pub(crate) fn bad_request(message: impl Into<String>) -> Failure {
+    Failure::new(FailureKind::BadRequest, message)
+}
+
+/// The connection is gone. Nobody reads the message.
+fn lost(error: io::Error) -> Failure {
+    let kind = match error.kind() {
+        io::ErrorKind::WouldBlock => FailureKind::Busy,
+        _ => FailureKind::Io,
+    };
+    Failure::new(kind, format!("connection: {error}"))
+}
+
+fn dispatch(server: &Arc<Server>, connection: &mut Connection, request: Request) -> Result<()> {
+    match request {
+        Request::Ping => connection.send(&InitFrame::Done),
+        Request::Configure(configure) => {
+            command::check_environment(&configure.envs)?;
+            *server.configure.write().unwrap_or_else(PoisonError::into_inner) = configure;
+            connection.send(&InitFrame::Done)
+        }
+        Request::Exec(exec) if exec.background => command::background(server, connection, exec),
+        Request::Exec(exec) => foreground::run(server, connection, exec),
+        Request::Wait { pid } => command::wait(server, connection, pid),
+        Request::Commands => command::list(server, connection),
+        Request::Kill { pid } => command::kill(server, connection, pid),
+        Request::Stdin { pid, data } => command::stdin(server, connection, pid, &data),
+        Request::CloseStdin { pid } => command::close_stdin(server, connection, pid),
+        Request::Read(target) => files::read(connection, &target),
+        Request::Write { target, limit } => files::write(connection, &target, limit),
+        Request::Stat(target) => files::stat(connection, &target),
+        Request::Exists(target) => files::exists(connection, &target),
+        Request::List { target, depth } => files::list(connection, &target, depth),
+        Request::Mkdir(target) => files::mkdir(connection, &target),
+        Request::Remove(target) => files::remove(connection, &target),
+        Request::Rename { from, to } => files::rename(connection, &from, &to),
+    }
+}
