@@ -1,2 +1,37 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask <command>`.
+
+mod layers;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of this repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check who depends on whom: layers, banned and doubled crates, licences, unsafe code, long files.
+    ///
+    /// The rules are in xtask/layers.toml and deny.toml.
+    Layers,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let root = root();
+    match Arguments::parse().command {
+        Command::Layers => layers::run(&root),
+    }
+}
+
+/// The root of the repository this program was built in.
+fn root() -> PathBuf {
+    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    root.pop();
+    root
+}
