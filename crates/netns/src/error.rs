@@ -122,9 +122,23 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A kernel parameter could not be read.
+    #[error("cannot read the kernel parameter {name}")]
+    ReadSysctl {
+        /// Its name, with slashes.
+        name: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Error {
+    /// Whether the link asked about is not there (any more).
+    pub fn is_no_such_device(&self) -> bool {
+        self.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+    }
+
     /// The kernel's error number, where there is one.
     pub fn raw_os_error(&self) -> Option<i32> {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);

@@ -1,0 +1,155 @@
+//! The addresses, marks and names that the gate uses inside namespaces. All of the addresses are on the floor.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+/// Where the resolver and the proxy listen inside a sandbox's namespace. No interface has it, so no connection
+/// gets there that the packet filter did not divert, and the sandbox's own listeners do not collide with it.
+pub const GATE_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+/// As [`GATE_V4`].
+pub const GATE_V6: Ipv6Addr = Ipv6Addr::new(0xfd62, 0x6169, 0x6c69, 0, 0, 0, 0, 1);
+/// A sandbox's own address in its namespace (the same in all of them).
+pub const SANDBOX_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+/// As [`SANDBOX_V4`].
+pub const SANDBOX_V6: Ipv6Addr = Ipv6Addr::new(0xfd62, 0x6169, 0x6c69, 0, 0, 0, 0, 2);
+/// The resolver's port.
+pub(crate) const DNS_PORT: u16 = 53;
+/// Ports the proxy may listen on: the first that is free, of those that IANA has assigned to nobody.
+pub(crate) const PROXY_PORTS: [u16; 6] = [4, 6, 8, 10, 12, 14];
+
+/// The mark of packets that turn round to the resolver or the proxy.
+pub(crate) const DIVERT_MARK: u32 = 1;
+/// The mark of the daemon's own sockets in a sandbox's namespace: whatever the divert mark does not happen to them.
+pub(crate) const OWN_MARK: u32 = 2;
+/// The routing table in which every destination is local.
+pub(crate) const DIVERT_TABLE: u32 = 100;
+
+/// The packet filter's table, in sandboxes' namespaces and in the uplink's.
+pub(crate) const TABLE: &str = "bailiwick";
+/// The log group of refused packets (and, in the uplink's namespace, of new flows).
+pub(crate) const LOG_GROUP: u16 = 1;
+
+/// Where sink addresses of refused names come from (RFC 2544's benchmarking range: on no network).
+pub(crate) const SINK_BASE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+/// The length of the sink range's prefix.
+pub(crate) const SINK_PREFIX: u8 = 15;
+
+/// The name of the wire inside the sandbox's namespace.
+pub(crate) const WIRE: &str = "eth0";
+/// The name of the uplink namespace's link to the machine's.
+pub(crate) const UPLINK: &str = "up0";
+
+/// Both default routes.
+pub(crate) fn everything() -> [IpNet; 2] {
+    [
+        IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        IpNet::new_assert(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+    ]
+}
+
+/// Where the resolver listens.
+pub(crate) fn resolver_sockets() -> [SocketAddr; 2] {
+    gate_sockets(DNS_PORT)
+}
+
+/// The gate's address of each family with `port`.
+pub(crate) fn gate_sockets(port: u16) -> [SocketAddr; 2] {
+    [SocketAddr::new(GATE_V4.into(), port), SocketAddr::new(GATE_V6.into(), port)]
+}
+
+/// The place of a wired sandbox among those of one daemon: gives its wire's names and addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Slot(u32);
+
+/// 100.80.0.0/12 without its last /20, from which the uplink's own address comes.
+const WIRE_BASE_V4: Ipv4Addr = Ipv4Addr::new(100, 80, 0, 0);
+const UPLINK_BASE_V4: Ipv4Addr = Ipv4Addr::new(100, 95, 240, 0);
+
+impl Slot {
+    /// How many wires one daemon can have.
+    pub(crate) const COUNT: u32 = UPLINK_BASE_V4.to_bits() - WIRE_BASE_V4.to_bits() - 1;
+
+    /// The slot with this number, counted from 0.
+    pub(crate) fn new(number: u32) -> Option<Self> {
+        (number < Self::COUNT).then_some(Self(number))
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The sandbox's address on its wire.
+    pub(crate) fn v4(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(WIRE_BASE_V4.to_bits() + 1 + self.0)
+    }
+
+    /// As [`Self::v4`].
+    pub(crate) fn v6(self) -> Ipv6Addr {
+        let base = Ipv6Addr::new(0xfd62, 0x6169, 0x6c69, 1, 0, 0, 0, 0).to_bits();
+        Ipv6Addr::from_bits(base + 1 + u128::from(self.0))
+    }
+
+    /// Both addresses.
+    pub(crate) fn addresses(self) -> [IpAddr; 2] {
+        [self.v4().into(), self.v6().into()]
+    }
+
+    /// The wire's end in the uplink namespace.
+    pub(crate) fn interface(self) -> String {
+        format!("s{}", self.0)
+    }
+
+    /// The hardware address of both ends; locally administered.
+    pub(crate) fn hardware_address(self) -> [u8; 6] {
+        let [a, b, c, d] = self.0.to_be_bytes();
+        [0x02, 0x62, a, b, c, d]
+    }
+}
+
+/// Whether an address is that of some sandbox's wire (or of an uplink).
+pub(crate) fn is_wire_address(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits() >> 20 == WIRE_BASE_V4.to_bits() >> 20,
+        IpAddr::V6(v6) => v6.segments().starts_with(&[0xfd62, 0x6169, 0x6c69, 1]),
+    }
+}
+
+/// The uplink's addresses towards the machine; different for most daemons, so that two can run beside each other.
+pub(crate) fn uplink_addresses(daemon: u32) -> [IpAddr; 2] {
+    let host = daemon & 0xffe;
+    let v6 = Ipv6Addr::new(0xfd62, 0x6169, 0x6c69, 2, 0, 0, 0, 0).to_bits() + u128::from(daemon);
+    [Ipv4Addr::from_bits(UPLINK_BASE_V4.to_bits() + host + 1).into(), Ipv6Addr::from_bits(v6).into()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_addresses_of_its_own_on_the_floor() {
+        let floor = policy::Floor::new([]);
+        for number in [0, 1, 255, Slot::COUNT - 1] {
+            let slot = Slot::new(number).unwrap();
+            for address in slot.addresses() {
+                assert_eq!(floor.address(address), Some("sandbox"), "{address}");
+                assert!(is_wire_address(address));
+            }
+            assert!(slot.interface().len() <= 15);
+        }
+        assert_eq!(Slot::new(Slot::COUNT), None);
+        for address in [GATE_V4.into(), GATE_V6.into(), SANDBOX_V4.into(), SANDBOX_V6.into()] {
+            assert_eq!(floor.address(address), Some("gate"));
+            assert!(!is_wire_address(address));
+        }
+    }
+
+    #[test]
+    fn the_uplink_has_an_address_that_no_slot_has() {
+        let last = Slot::new(Slot::COUNT - 1).unwrap().v4();
+        for daemon in [0, 1, 0xfff, u32::MAX] {
+            let [IpAddr::V4(v4), IpAddr::V6(_)] = uplink_addresses(daemon) else { panic!("families") };
+            assert!(v4 > last && is_wire_address(v4.into()), "{v4}");
+        }
+    }
+}

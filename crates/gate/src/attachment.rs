@@ -1,0 +1,148 @@
+//! The handle on one attached sandbox.
+
+use std::{
+    future::Future,
+    io,
+    net::{TcpListener, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+use nft::LogSocket;
+use policy::{Policy, Topology};
+
+use crate::{
+    GateConfig, GateError, events,
+    gate::{Shared, blocking},
+    member::Member,
+    watched::watched,
+};
+
+/// A sandbox that is attached to the gate. Dropping it detaches it.
+pub struct Attachment {
+    shared: Arc<Shared>,
+    member: Arc<Member>,
+}
+
+/// What there is to say about an attached sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachmentInfo {
+    /// Whether there is a wire now.
+    pub topology: Topology,
+    /// The generation of the policy in force.
+    pub generation: u64,
+    /// How many addresses are bound.
+    pub bindings: usize,
+    /// How many connections go through the proxy.
+    pub flows: usize,
+}
+
+/// The sockets inside the sandbox's namespace that tasks serve.
+pub(crate) struct Listeners {
+    pub(crate) log: LogSocket,
+    pub(crate) dns_udp: [UdpSocket; 2],
+    pub(crate) dns_tcp: [TcpListener; 2],
+    pub(crate) proxy: [TcpListener; 2],
+}
+
+impl Attachment {
+    pub(crate) fn new(shared: Arc<Shared>, member: Arc<Member>) -> Self {
+        Self { shared, member }
+    }
+
+    pub(crate) fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+
+    /// The sandbox's network namespace, to be joined by its processes.
+    pub fn netns(&self) -> BorrowedFd<'_> {
+        self.member.sandbox.namespace.as_fd()
+    }
+
+    /// Replaces the policy, as one generation, whose number is returned: when this returns, the whole of the new
+    /// policy is in force, and the connections that it does not permit are cut.
+    ///
+    /// # Errors
+    /// When the kernel refuses it or the sandbox is detached; the old policy is in force then as before.
+    pub async fn set_policy(&self, policy: Arc<Policy>) -> Result<u64, GateError> {
+        let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
+        blocking(move || member.set_policy(&shared, policy)).await
+    }
+
+    /// What there is to say about it.
+    pub fn info(&self) -> AttachmentInfo {
+        let sandbox = &self.member.sandbox;
+        AttachmentInfo {
+            topology: if self.member.is_wired() { Topology::Wire } else { Topology::NoWire },
+            generation: sandbox.force().now.generation,
+            bindings: sandbox.bound(),
+            flows: sandbox.flows.len(),
+        }
+    }
+
+    /// Cuts everything: the sockets inside are closed, connections with them, and the wire is removed. The rules stay
+    /// as long as the namespace does. To be called when the sandbox's processes are gone; calling it twice is fine.
+    pub async fn detach(&self) {
+        self.member.stop.cancel();
+        self.member.tasks.close();
+        self.member.tasks.wait().await;
+        let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
+        let released = blocking(move || {
+            member.release(&shared);
+            Ok(())
+        });
+        if released.await.is_err() {
+            // The runtime is shutting down, and with the daemon every wire goes.
+            tracing::debug!("a wire was left to the end of the daemon");
+        }
+    }
+
+    /// Starts the tasks that serve the sandbox.
+    pub(crate) fn serve(&self, listeners: Listeners, config: &GateConfig) -> Result<(), GateError> {
+        let Listeners { log, dns_udp, dns_tcp, proxy } = listeners;
+        let sandbox = &self.member.sandbox;
+        let log = watched(log)?;
+        let recorder = Arc::clone(sandbox);
+        self.spawn(
+            "the log of refused packets",
+            events::follow(log, self.member.stop.clone(), move |received| recorder.record_refusals(received)),
+        );
+        for socket in dns_udp {
+            let (zone, stop) = (Arc::clone(sandbox), self.member.stop.clone());
+            self.spawn("the resolver", dns::serve_udp(socket, zone, config.upstream.clone(), stop));
+        }
+        for listener in dns_tcp {
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(GateError::Watch)?;
+            let (zone, stop) = (Arc::clone(sandbox), self.member.stop.clone());
+            self.spawn("the resolver", dns::serve_tcp(listener, zone, config.upstream.clone(), stop));
+        }
+        for listener in proxy {
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(GateError::Watch)?;
+            let (egress, stop) = (Arc::clone(sandbox), self.member.stop.clone());
+            let flows = Arc::clone(&sandbox.flows);
+            self.spawn("the proxy", proxy::serve(listener, egress, flows, config.limits, stop));
+        }
+        Ok(())
+    }
+
+    /// A task whose end before it is told to stop is a fault: nothing passes there any more.
+    fn spawn(&self, what: &'static str, task: impl Future<Output = io::Result<()>> + Send + 'static) {
+        let member = Arc::downgrade(&self.member);
+        self.member.tasks.spawn(async move {
+            if let Err(error) = task.await {
+                let sandbox = member.upgrade().map(|member| member.sandbox.recorder.sandbox().to_owned());
+                tracing::error!(?sandbox, %error, "{what} stopped");
+            }
+        });
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.member.stop.cancel();
+        let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
+        let release = move || member.release(&shared);
+        // Removing a wire blocks for some 15 ms.
+        drop(self.shared.runtime.spawn_blocking(release));
+    }
+}

@@ -1,0 +1,357 @@
+//! The gate of a daemon: what all its sandboxes share.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use audit::Recorder;
+use dns::Upstream;
+use netns::{Monitor, NetNs};
+use nft::Received;
+use parking_lot::Mutex;
+use policy::{Floor, InForce, Policy};
+use proxy::Limits;
+use tokio::{io::unix::AsyncFd, runtime::Handle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    Attachment, GateError,
+    addresses::Slot,
+    events,
+    member::{Member, chain},
+    namespace::{self, Interior},
+    node::Node,
+    sandbox::Sandbox,
+    uplink::{self, Uplink},
+    uplink_rules,
+    watched::watched,
+};
+
+/// How often bindings are looked through for those whose time is over.
+const SWEEP: Duration = Duration::from_secs(15);
+/// How long changes of the machine's network are gathered before they are looked at.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// What a gate needs to know.
+#[derive(Clone)]
+pub struct GateConfig {
+    /// Where permitted names are looked up.
+    pub upstream: Upstream,
+    /// Tells this daemon from others on the machine; the same after a restart.
+    pub daemon_id: String,
+    /// Addresses for the floor besides the machine's own, such as that of the API if it is elsewhere.
+    pub protected: Vec<IpAddr>,
+    /// The bounds of each sandbox's proxy.
+    pub limits: Limits,
+}
+
+impl GateConfig {
+    /// The defaults, with this resolver.
+    pub fn new(upstream: Upstream) -> Self {
+        Self { upstream, daemon_id: String::new(), protected: Vec::new(), limits: Limits::default() }
+    }
+}
+
+/// What a sandbox is attached with.
+#[derive(Clone, Debug)]
+pub struct AttachRequest {
+    /// Its id.
+    pub sandbox: String,
+    /// The policy that is in force before the call returns.
+    pub policy: Arc<Policy>,
+    /// The number of that policy among those the sandbox has had, from 1.
+    pub generation: u64,
+    /// Where decisions are recorded.
+    pub audit: Recorder,
+}
+
+/// The gate of a daemon. Clones are the same gate; it stops with the last one, and with it everything that passes.
+#[derive(Clone)]
+pub struct Gate {
+    shared: Arc<Shared>,
+    _stop: Arc<DropGuard>,
+}
+
+impl Gate {
+    /// Starts a gate for the calling thread's network namespace, which is the machine's: the runtime's threads have
+    /// to be in the same one, because what is permitted is dialled by them.
+    ///
+    /// # Errors
+    /// When the machine's addresses cannot be read or watched.
+    pub async fn start(config: GateConfig) -> Result<Self, GateError> {
+        let machine = |error| GateError::SetUp("the machine", error);
+        // Watching begins before the first reading, so that no change is missed between the two.
+        let monitor = watched(Monitor::open().map_err(machine)?)?;
+        let node = Arc::new(ArcSwap::from_pointee(Node::read(&config.protected)?));
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            config,
+            node,
+            uplink: Mutex::new(None),
+            wired: Mutex::default(),
+            members: Mutex::default(),
+            runtime: Handle::current(),
+            stop: stop.clone(),
+        });
+        tokio::spawn(watch(Arc::downgrade(&shared), monitor, stop.clone()));
+        tokio::spawn(sweep(Arc::downgrade(&shared), stop.clone()));
+        Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
+    }
+
+    /// What policies are compiled over: what no entry can permit, the machine's own addresses included.
+    pub fn floor(&self) -> Arc<Floor> {
+        Arc::clone(&self.shared.node().floor)
+    }
+
+    /// Makes a network namespace for a sandbox. When this returns, its rules are in force and everything that serves
+    /// it is up; no process has run in it.
+    ///
+    /// # Errors
+    /// When anything of that cannot be done. Nothing is left behind then.
+    pub async fn attach(&self, request: AttachRequest) -> Result<Attachment, GateError> {
+        self.bring_up(request, namespace::create).await
+    }
+
+    /// As [`Self::attach`], for the namespace of a sandbox that is running: that of an earlier daemon, whose sockets
+    /// are gone. Until this returns nothing passes.
+    ///
+    /// # Errors
+    /// When anything of that cannot be done. The sandbox stays cut off then.
+    pub async fn adopt(&self, namespace: OwnedFd, request: AttachRequest) -> Result<Attachment, GateError> {
+        self.bring_up(request, move || {
+            let namespace = NetNs::from(namespace);
+            let interior = namespace::adopt(&namespace)?;
+            Ok((namespace, interior))
+        })
+        .await
+    }
+
+    async fn bring_up(
+        &self,
+        request: AttachRequest,
+        open: impl FnOnce() -> Result<(NetNs, Interior), GateError> + Send + 'static,
+    ) -> Result<Attachment, GateError> {
+        let shared = Arc::clone(&self.shared);
+        let (member, listeners) = blocking(move || {
+            let (namespace, interior) = open()?;
+            let (sandbox, listeners) = shared.sandbox(namespace, interior, request);
+            let member = Arc::new(Member::new(Arc::new(sandbox)));
+            if let Err(error) = member.start(&shared) {
+                member.release(&shared);
+                return Err(error);
+            }
+            Ok((member, listeners))
+        })
+        .await?;
+        let attachment = Attachment::new(Arc::clone(&self.shared), member);
+        // From here on dropping the attachment takes everything down again.
+        attachment.serve(listeners, &self.shared.config)?;
+        self.shared.members.lock().push(Arc::downgrade(attachment.member()));
+        Ok(attachment)
+    }
+}
+
+/// Runs what blocks (for a millisecond or some) away from the runtime's own threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, GateError> + Send + 'static,
+) -> Result<T, GateError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(GateError::ShuttingDown),
+    }
+}
+
+/// What all sandboxes of the daemon share.
+pub(crate) struct Shared {
+    config: GateConfig,
+    node: Arc<ArcSwap<Node>>,
+    uplink: Mutex<Option<Uplink>>,
+    /// Whose wire a slot is.
+    wired: Mutex<HashMap<Slot, Weak<Sandbox>>>,
+    members: Mutex<Vec<Weak<Member>>>,
+    pub(crate) runtime: Handle,
+    stop: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn node(&self) -> arc_swap::Guard<Arc<Node>> {
+        self.node.load()
+    }
+
+    /// A slot for a sandbox, whose events the uplink's log reports under it.
+    pub(crate) fn reserve_slot(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Slot, GateError> {
+        let slot = self.with_uplink(Uplink::reserve)?;
+        self.wired.lock().insert(slot, Arc::downgrade(sandbox));
+        Ok(slot)
+    }
+
+    /// Takes back a slot whose wire is gone.
+    pub(crate) fn free_slot(&self, slot: Slot) {
+        self.wired.lock().remove(&slot);
+        if let Some(uplink) = &mut *self.uplink.lock() {
+            uplink.give_back(slot);
+        }
+    }
+
+    /// Works with the uplink, which is created by the first who does.
+    pub(crate) fn with_uplink<T>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&mut Uplink) -> Result<T, GateError>,
+    ) -> Result<T, GateError> {
+        let mut slot = self.uplink.lock();
+        let uplink = match &mut *slot {
+            Some(uplink) => uplink,
+            None => slot.insert(self.create_uplink()?),
+        };
+        work(uplink)
+    }
+
+    /// Works with the uplink, if there is one.
+    pub(crate) fn with_existing_uplink(
+        &self,
+        work: impl FnOnce(&mut Uplink) -> Result<(), GateError>,
+    ) -> Result<(), GateError> {
+        self.uplink.lock().as_mut().map_or(Ok(()), work)
+    }
+
+    fn create_uplink(self: &Arc<Self>) -> Result<Uplink, GateError> {
+        let node = self.node();
+        let number = uplink::daemon_number(&self.config.daemon_id);
+        let (uplink, log) = Uplink::create(number, &node.floor.networks(), node.ipv6)?;
+        let _inside = self.runtime.enter();
+        let log = watched(log)?;
+        let shared = Arc::downgrade(self);
+        self.runtime.spawn({
+            let reading = events::follow(log, self.stop.clone(), move |received| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.record_wired(received);
+                }
+            });
+            async move {
+                if let Err(error) = reading.await {
+                    tracing::error!(%error, "the uplink's log cannot be read any more");
+                }
+            }
+        });
+        Ok(uplink)
+    }
+
+    fn record_wired(&self, received: Received) {
+        let sandbox_of = |slot| self.wired.lock().get(&slot).and_then(Weak::upgrade);
+        if received.lost > 0 {
+            // Whose they were is lost with them.
+            let all: Vec<_> = self.wired.lock().values().filter_map(Weak::upgrade).collect();
+            for sandbox in all {
+                sandbox.recorder.gap("uplink_log", received.lost);
+            }
+        }
+        for packet in received.packets {
+            let Some((kind, slot)) = uplink::slot_of(&packet.prefix) else { continue };
+            let Some(sandbox) = sandbox_of(slot) else { continue };
+            if kind == uplink_rules::PERMITTED {
+                sandbox.record_permission(&packet);
+            } else {
+                sandbox.record_refusal(&packet);
+            }
+        }
+    }
+
+    fn sandbox(
+        &self,
+        namespace: NetNs,
+        interior: Interior,
+        request: AttachRequest,
+    ) -> (Sandbox, crate::attachment::Listeners) {
+        let first = InForce { policy: request.policy, generation: request.generation };
+        let sandbox = Sandbox::new(
+            namespace,
+            interior.filter,
+            interior.proxy_port,
+            first,
+            request.audit,
+            self.config.upstream.clone(),
+            Arc::clone(&self.node),
+        );
+        let listeners = crate::attachment::Listeners {
+            log: interior.log,
+            dns_udp: interior.dns_udp,
+            dns_tcp: interior.dns_tcp,
+            proxy: interior.proxy,
+        };
+        (sandbox, listeners)
+    }
+
+    fn members(&self) -> Vec<Arc<Member>> {
+        let mut members = self.members.lock();
+        members.retain(|member| member.strong_count() > 0);
+        members.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Reads the machine's network anew; if it is another, every sandbox gets its policy over the new floor.
+    fn refresh(self: &Arc<Self>) -> Result<(), GateError> {
+        let node = Node::read(&self.config.protected)?;
+        if node.same(&self.node()) {
+            return Ok(());
+        }
+        let floor = Arc::clone(&node.floor);
+        let ipv6 = node.ipv6;
+        self.node.store(Arc::new(node));
+        self.with_existing_uplink(|uplink| {
+            uplink::enable_forwarding(ipv6).map_err(GateError::Uplink)?;
+            uplink.set_floor(&floor.networks())
+        })?;
+        for member in self.members() {
+            if let Err(error) = member.refresh(self, &floor) {
+                let sandbox = member.sandbox.recorder.sandbox();
+                tracing::error!(sandbox, error = %chain(&error), "the new floor is not in force");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Follows the machine's network.
+async fn watch(shared: Weak<Shared>, monitor: AsyncFd<Monitor>, stop: CancellationToken) {
+    let following = async {
+        loop {
+            let mut ready = monitor.readable().await?;
+            tokio::time::sleep(SETTLE).await;
+            let changed = monitor.get_ref().drain()?;
+            ready.clear_ready();
+            let Some(shared) = shared.upgrade() else { return Ok(()) };
+            if changed && let Err(error) = blocking(move || shared.refresh()).await {
+                tracing::error!(error = %chain(&error), "a change of the machine's network was not followed");
+            }
+        }
+    };
+    let ended: std::io::Result<()> = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = following => ended,
+    };
+    if let Err(error) = ended {
+        tracing::error!(%error, "changes of the machine's network are not seen any more");
+    }
+}
+
+/// Ends bindings whose time is over.
+async fn sweep(shared: Weak<Shared>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let Some(shared) = shared.upgrade() else { return };
+        for member in shared.members() {
+            member.sandbox.expire();
+            tokio::task::yield_now().await;
+        }
+    }
+}

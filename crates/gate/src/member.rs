@@ -1,0 +1,218 @@
+//! Putting policies in force, wire included: all of a new one, or none of it.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use policy::{EntryError, Floor, InForce, List, Policy, PolicyError, Topology};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{GateError, addresses::Slot, gate::Shared, revoke, sandbox::Sandbox, uplink::Carries};
+
+/// One attached sandbox.
+pub(crate) struct Member {
+    pub(crate) sandbox: Arc<Sandbox>,
+    /// Ends the tasks.
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    wire: Mutex<Wire>,
+}
+
+/// Held while a policy is being put in force, so that one comes after the other.
+#[derive(Default)]
+struct Wire {
+    /// The place of the wire; kept when the wire goes, because connections through the proxy may have its address.
+    slot: Option<Slot>,
+    is_laid: bool,
+    /// Whether any policy has been in force.
+    is_enforced: bool,
+    is_detached: bool,
+}
+
+impl Member {
+    pub(crate) fn new(sandbox: Arc<Sandbox>) -> Self {
+        Self { sandbox, stop: CancellationToken::new(), tasks: TaskTracker::new(), wire: Mutex::default() }
+    }
+
+    /// Puts the sandbox's first policy in force.
+    pub(crate) fn start(&self, shared: &Arc<Shared>) -> Result<(), GateError> {
+        let first = self.sandbox.force().now.clone();
+        self.put_in_force(shared, &mut self.wire.lock(), &first)
+    }
+
+    /// Replaces the policy and returns the new generation. Connections that it does not permit are cut before this
+    /// returns. On an error the old policy is in force as before.
+    pub(crate) fn set_policy(&self, shared: &Arc<Shared>, policy: Arc<Policy>) -> Result<u64, GateError> {
+        let mut wire = self.wire.lock();
+        let generation = self.sandbox.force().now.generation + 1;
+        self.put_in_force(shared, &mut wire, &InForce { policy, generation })?;
+        Ok(generation)
+    }
+
+    /// Puts the same policy in force over another floor, or with another IPv6 path, as a new generation.
+    pub(crate) fn refresh(&self, shared: &Arc<Shared>, floor: &Arc<Floor>) -> Result<(), GateError> {
+        let mut wire = self.wire.lock();
+        if wire.is_detached || !wire.is_enforced {
+            return Ok(());
+        }
+        let now = self.sandbox.force().now.clone();
+        let policy = Arc::new(recompile(&now.policy, floor));
+        self.put_in_force(shared, &mut wire, &InForce { policy, generation: now.generation + 1 })
+    }
+
+    /// Whether there is a wire.
+    pub(crate) fn is_wired(&self) -> bool {
+        self.wire.lock().is_laid
+    }
+
+    /// Removes the wire and gives back its place. The rules stay in the sandbox's namespace: without the sockets of
+    /// the resolver and the proxy, they refuse everything that would go there.
+    pub(crate) fn release(&self, shared: &Shared) {
+        let mut wire = self.wire.lock();
+        wire.is_detached = true;
+        if wire.is_laid {
+            wire.is_laid = false;
+            if let Some(slot) = wire.slot {
+                self.disconnect(shared, slot);
+            }
+        }
+        if let Some(slot) = wire.slot.take() {
+            shared.free_slot(slot);
+        }
+    }
+
+    fn put_in_force(&self, shared: &Arc<Shared>, wire: &mut Wire, next: &InForce) -> Result<(), GateError> {
+        if wire.is_detached {
+            return Err(GateError::Detached);
+        }
+        let before = self.sandbox.force().now.clone();
+        let was_laid = wire.is_laid;
+        let wants = next.policy.topology() == Topology::Wire;
+        // What the uplink lets through meanwhile is what both the old rules inside and the new ones outside permit.
+        let changed = if wants { self.lay(shared, wire, next) } else { Ok(()) };
+        if let Err(error) = changed.and_then(|()| self.sandbox.enforce(next, wire.slot)) {
+            self.step_back(shared, wire, was_laid, &before);
+            return Err(error);
+        }
+        if was_laid && !wants {
+            wire.is_laid = false;
+            if let Some(slot) = wire.slot {
+                self.disconnect(shared, slot);
+            }
+        }
+        if wire.is_enforced {
+            self.sandbox.flows.rejudge(next);
+            if was_laid || wants {
+                revoke::cut(&self.sandbox, &before, next).unwrap_or_else(|error| self.complain(&error));
+            }
+        }
+        wire.is_enforced = true;
+        Ok(())
+    }
+
+    fn lay(&self, shared: &Arc<Shared>, wire: &mut Wire, next: &InForce) -> Result<(), GateError> {
+        let slot = match wire.slot {
+            Some(slot) => slot,
+            None => *wire.slot.insert(shared.reserve_slot(&self.sandbox)?),
+        };
+        let carries = Carries { view: next.policy.kernel(), ipv6: shared.node().ipv6 };
+        if wire.is_laid {
+            shared.with_uplink(|uplink| uplink.set_rules(slot, carries))
+        } else {
+            shared.with_uplink(|uplink| uplink.connect(slot, &self.sandbox.namespace, carries))?;
+            wire.is_laid = true;
+            Ok(())
+        }
+    }
+
+    /// Makes the wire what it was.
+    fn step_back(&self, shared: &Arc<Shared>, wire: &mut Wire, was_laid: bool, before: &InForce) {
+        let Some(slot) = wire.slot else { return };
+        if was_laid {
+            let carries = Carries { view: before.policy.kernel(), ipv6: shared.node().ipv6 };
+            let restored = shared.with_uplink(|uplink| uplink.set_rules(slot, carries));
+            restored.unwrap_or_else(|error| self.complain(&error));
+        } else if wire.is_laid {
+            wire.is_laid = false;
+            self.disconnect(shared, slot);
+        }
+    }
+
+    /// A wire that cannot be removed carries nothing: its rules are gone first.
+    fn disconnect(&self, shared: &Shared, slot: Slot) {
+        let gone = shared.with_existing_uplink(|uplink| uplink.disconnect(slot, &self.sandbox.namespace));
+        gone.unwrap_or_else(|error| self.complain(&error));
+    }
+
+    fn complain(&self, error: &GateError) {
+        tracing::error!(sandbox = self.sandbox.recorder.sandbox(), error = %chain(error), "the gate");
+    }
+}
+
+/// An error with what caused it.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// A name that nobody can have (RFC 6761 section 6.4).
+const NOBODY: &str = "on-the-floor.invalid";
+
+/// The policy over another floor. An entry that names what has come onto the floor since (an address that is the
+/// machine's now) means nothing any more; the others keep their positions.
+fn recompile(policy: &Policy, floor: &Arc<Floor>) -> Policy {
+    let mut spec = policy.spec().clone();
+    loop {
+        match Policy::compile(&spec, Arc::clone(floor)) {
+            Ok(policy) => return policy,
+            Err(PolicyError::Entry { list, index, source: EntryError::Floor { .. }, entry }) => {
+                tracing::error!(%entry, "an entry of a running sandbox is on the floor now");
+                let entries = match list {
+                    List::AllowOut => &mut spec.allow_out,
+                    List::DenyOut => &mut spec.deny_out,
+                };
+                match entries.get_mut(index) {
+                    Some(entry) if entry != NOBODY => *entry = NOBODY.to_owned(),
+                    _ => return blackout(floor),
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "a policy cannot be kept over the new floor: nothing passes");
+                return blackout(floor);
+            }
+        }
+    }
+}
+
+fn blackout(floor: &Arc<Floor>) -> Policy {
+    let spec = policy::PolicySpec { deny_out: vec!["0.0.0.0/0".to_owned()], ..policy::PolicySpec::default() };
+    Policy::compile(&spec, Arc::clone(floor)).expect("a blackout is a policy over any floor")
+}
+
+#[cfg(test)]
+mod tests {
+    use policy::{Decision, Flow, PolicySpec, Protocol};
+
+    use super::*;
+
+    #[test]
+    fn an_entry_that_is_on_the_floor_now_permits_nothing_and_the_others_stay() {
+        let allow = ["10.0.0.1", "10.0.0.7", "api.example.com"].map(str::to_owned).to_vec();
+        let spec = PolicySpec { allow_out: allow, ..PolicySpec::default() };
+        let policy = Policy::compile(&spec, Arc::new(Floor::new([]))).unwrap();
+        let moved: std::net::IpAddr = "10.0.0.7".parse().unwrap();
+        let policy = recompile(&policy, &Arc::new(Floor::new([moved])));
+        let judge = |address: &str| {
+            let address = Some(address.parse().unwrap());
+            policy.judge(&Flow { protocol: Protocol::Tcp, name: None, address, port: Some(80) })
+        };
+        assert_eq!(judge("10.0.0.7").decision, Decision::Deny);
+        assert_eq!(judge("10.0.0.1").decision, Decision::Allow);
+        assert_eq!(policy.spec().allow_out.len(), 3);
+    }
+}

@@ -1,0 +1,178 @@
+//! A sandbox's network namespace: what is in it before the first process of the sandbox runs.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    time::Duration,
+};
+
+use netns::{Connection, Family, LinkIndex, NetNs, Route, RouteKind, sysctl};
+use nft::{LogConfig, LogSocket};
+
+use crate::{
+    GateError,
+    addresses::{
+        DIVERT_MARK, DIVERT_TABLE, LOG_GROUP, OWN_MARK, PROXY_PORTS, SANDBOX_V4, SANDBOX_V6, WIRE,
+        everything, gate_sockets, is_wire_address, resolver_sockets,
+    },
+    ruleset::SNAPLEN,
+};
+
+/// The daemon's ends inside a sandbox's namespace.
+pub(crate) struct Interior {
+    /// The packet filter.
+    pub(crate) filter: nft::Connection,
+    /// The log of refused packets.
+    pub(crate) log: LogSocket,
+    pub(crate) dns_udp: [UdpSocket; 2],
+    pub(crate) dns_tcp: [TcpListener; 2],
+    pub(crate) proxy: [TcpListener; 2],
+    /// The port of `proxy`.
+    pub(crate) proxy_port: u16,
+}
+
+const WHOSE: &str = "the sandbox";
+
+/// A new namespace and what the daemon has open in it. There are no rules yet, and no way out either.
+pub(crate) fn create() -> Result<(NetNs, Interior), GateError> {
+    let (namespace, interior) = NetNs::create_and(|| {
+        prepare().map_err(|error| GateError::SetUp(WHOSE, error))?;
+        Interior::open()
+    })
+    .map_err(GateError::CreateNamespace)?;
+    Ok((namespace, interior?))
+}
+
+/// As [`create`], for a namespace that a sandbox lives in already, under rules of an earlier daemon.
+pub(crate) fn adopt(namespace: &NetNs) -> Result<Interior, GateError> {
+    namespace
+        .run(|| {
+            prepare().and_then(|()| forget_wires()).map_err(|error| GateError::SetUp(WHOSE, error))?;
+            Interior::open()
+        })
+        .map_err(|error| GateError::EnterNamespace(WHOSE, error))?
+}
+
+/// Makes loopback the default route: what is not wired anywhere stays inside, whatever the rules say. To be run
+/// inside the namespace.
+pub(crate) fn route_to_loopback(connection: &mut Connection) -> Result<(), netns::Error> {
+    for (destination, source) in everything().into_iter().zip(own_addresses()) {
+        // IPv6 takes a route to loopback for a refusal unless it is a local one. The filter decides in any case.
+        let kind = if source.is_ipv4() { RouteKind::Unicast } else { RouteKind::Local };
+        let loopback =
+            Route { source: Some(source), kind, ..Route::direct(destination, LinkIndex::LOOPBACK) };
+        connection.set_route(&loopback)?;
+    }
+    Ok(())
+}
+
+impl Interior {
+    fn open() -> Result<Self, GateError> {
+        let config = LogConfig {
+            group: LOG_GROUP,
+            snaplen: SNAPLEN,
+            qthreshold: 64,
+            timeout: Duration::from_millis(10),
+            ..LogConfig::default()
+        };
+        let (proxy_port, proxy) = listen_on_a_free_port()?;
+        Ok(Self {
+            filter: nft::Connection::open().map_err(|error| GateError::Rules(WHOSE, error))?,
+            log: LogSocket::open(&config).map_err(|error| GateError::Log(WHOSE, error))?,
+            dns_udp: both(resolver_sockets(), |address| sys::net::bind_transparent_udp(address, OWN_MARK))?,
+            dns_tcp: both(resolver_sockets(), |address| listen(address, DNS_BACKLOG))?,
+            proxy,
+            proxy_port,
+        })
+    }
+}
+
+const DNS_BACKLOG: i32 = 64;
+const PROXY_BACKLOG: i32 = 1024;
+
+fn own_addresses() -> [IpAddr; 2] {
+    [SANDBOX_V4.into(), SANDBOX_V6.into()]
+}
+
+/// Loopback, addresses, routes, parameters. Does no harm where it has been done before.
+fn prepare() -> Result<(), netns::Error> {
+    for (name, value) in PARAMETERS {
+        sysctl::set(name, value)?;
+    }
+    let mut connection = Connection::open()?;
+    connection.bring_up(LinkIndex::LOOPBACK)?;
+    for address in own_addresses() {
+        connection.add_address(LinkIndex::LOOPBACK, address.into())?;
+    }
+    route_to_loopback(&mut connection)?;
+    for destination in everything() {
+        let family = Family::of(destination.addr());
+        connection.add_mark_rule(family, DIVERT_MARK, DIVERT_TABLE)?;
+        connection.set_route(&Route {
+            table: DIVERT_TABLE,
+            kind: RouteKind::Local,
+            ..Route::direct(destination, LinkIndex::LOOPBACK)
+        })?;
+    }
+    Ok(())
+}
+
+/// Below `/proc/sys/net`. Nobody inside owns the namespace, so nobody inside can change them.
+const PARAMETERS: [(&str, &str); 13] = [
+    // The sandbox may listen on any port and send ICMP echo requests without rights over the network.
+    ("ipv4/ip_unprivileged_port_start", "0"),
+    ("ipv4/ping_group_range", "0 2147483647"),
+    ("ipv4/ip_forward", "0"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/default/accept_redirects", "0"),
+    // Diverted packets arrive by loopback with addresses that do not belong there.
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/lo/rp_filter", "0"),
+    ("ipv6/conf/all/forwarding", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+    // No link-local addresses: nothing on the wire asks for neighbours.
+    ("ipv6/conf/default/addr_gen_mode", "1"),
+    ("ipv6/conf/default/accept_redirects", "0"),
+];
+
+/// Removes what an earlier daemon's wire left behind.
+fn forget_wires() -> Result<(), netns::Error> {
+    let mut connection = Connection::open()?;
+    if let Some(link) = connection.link_index(WIRE)? {
+        connection.delete_link(link)?;
+    }
+    for own in connection.addresses()? {
+        if is_wire_address(own.address.addr()) {
+            connection.delete_address(own.link, own.address)?;
+        }
+    }
+    Ok(())
+}
+
+fn listen_on_a_free_port() -> Result<(u16, [TcpListener; 2]), GateError> {
+    let mut taken = None;
+    for port in PROXY_PORTS {
+        match both(gate_sockets(port), |address| listen(address, PROXY_BACKLOG)) {
+            Err(GateError::Listen { address, source }) if source.kind() == io::ErrorKind::AddrInUse => {
+                taken = Some(GateError::Listen { address, source });
+            }
+            other => return other.map(|listeners| (port, listeners)),
+        }
+    }
+    Err(taken.expect("there is a port, and it was either listened on or taken"))
+}
+
+fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    sys::net::listen_transparent(address, OWN_MARK, backlog)
+}
+
+fn both<T>(
+    addresses: [SocketAddr; 2],
+    open: impl Fn(SocketAddr) -> io::Result<T>,
+) -> Result<[T; 2], GateError> {
+    let [v4, v6] = addresses;
+    let open = |address| open(address).map_err(|source| GateError::Listen { address, source });
+    Ok([open(v4)?, open(v6)?])
+}

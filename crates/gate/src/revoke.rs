@@ -1,0 +1,109 @@
+//! Connections that a new policy leaves without a way.
+//!
+//! Rules hold for the next packet, but a connection that only waits sends none. So every socket of the sandbox whose
+//! way is refused now, or leads elsewhere, is destroyed.
+
+use std::net::IpAddr;
+
+use netns::{Family, SocketEntry, SocketTable, Transport};
+use policy::{
+    Decision, EventKind, Flow, FlowEvent, InForce, KernelDefault, NameSource, Protocol, Reason, Verdict,
+};
+
+use crate::{
+    GateError,
+    addresses::{GATE_V4, GATE_V6, SANDBOX_V4, SANDBOX_V6, is_wire_address},
+    sandbox::Sandbox,
+};
+
+/// Destroys the connections that went by the wire under `before` and may not under `now`, and records them; and
+/// those through the proxy whose destination goes by the wire now.
+pub(crate) fn cut(sandbox: &Sandbox, before: &InForce, now: &InForce) -> Result<(), GateError> {
+    let cut = || -> Result<Vec<FlowEvent>, netns::Error> {
+        let mut table = SocketTable::open()?;
+        let mut revoked = Vec::new();
+        for transport in [Transport::Tcp, Transport::Udp] {
+            for family in [Family::V4, Family::V6] {
+                for socket in table.connected(transport, family)? {
+                    let Some(cut) = judge(&socket, before, now) else { continue };
+                    table.destroy(&socket)?;
+                    revoked.extend(cut.map(|verdict| event(&socket, verdict, now.generation)));
+                }
+            }
+        }
+        Ok(revoked)
+    };
+    let revoked =
+        sandbox.namespace.run(cut).map_err(|error| GateError::EnterNamespace("the sandbox", error))?;
+    for event in revoked.map_err(|error| GateError::SetUp("the sandbox", error))? {
+        sandbox.recorder.flow(event);
+    }
+    Ok(())
+}
+
+/// `None` when the socket may live; otherwise the verdict to be recorded, unless it is the proxy's business.
+fn judge(socket: &SocketEntry, before: &InForce, now: &InForce) -> Option<Option<Verdict>> {
+    if is_own(socket.remote.ip()) || is_dns(socket) {
+        return None;
+    }
+    match (is_wired(socket, before), is_wired(socket, now)) {
+        (true, true) | (false, false) => None,
+        // Its packets would go by the wire in the middle of a connection that nobody there knows.
+        (false, true) => Some(None),
+        (true, false) => {
+            let mut verdict = now.policy.judge(&flow(socket));
+            if verdict.is_allowed() {
+                // Permitted, but through the proxy only, which has not seen it begin.
+                verdict = Verdict { decision: Decision::Deny, reason: Reason::NotBound, ..verdict };
+            }
+            Some(Some(verdict))
+        }
+    }
+}
+
+/// Whether the kernel forwards the socket's packets by the wire, which it does by address alone.
+fn is_wired(socket: &SocketEntry, in_force: &InForce) -> bool {
+    let is_proxied = socket.transport == Transport::Tcp
+        && in_force.policy.kernel().default == KernelDefault::ProxyTcpForwardPublic;
+    !is_proxied && in_force.policy.judge(&flow(socket)).is_allowed()
+}
+
+/// The resolver answers whatever address was asked.
+fn is_dns(socket: &SocketEntry) -> bool {
+    socket.transport == Transport::Udp && socket.remote.port() == crate::addresses::DNS_PORT
+}
+
+fn is_own(address: IpAddr) -> bool {
+    let own: [IpAddr; 4] = [GATE_V4.into(), GATE_V6.into(), SANDBOX_V4.into(), SANDBOX_V6.into()];
+    address.is_loopback() || address.is_unspecified() || own.contains(&address) || is_wire_address(address)
+}
+
+fn flow(socket: &SocketEntry) -> Flow<'static> {
+    Flow {
+        protocol: protocol(socket),
+        name: None,
+        address: Some(socket.remote.ip()),
+        port: Some(socket.remote.port()),
+    }
+}
+
+fn protocol(socket: &SocketEntry) -> Protocol {
+    match socket.transport {
+        Transport::Tcp => Protocol::Tcp,
+        Transport::Udp => Protocol::Udp,
+    }
+}
+
+fn event(socket: &SocketEntry, verdict: Verdict, generation: u64) -> FlowEvent {
+    FlowEvent {
+        kind: EventKind::EgressRevoked,
+        verdict,
+        name: None,
+        name_source: NameSource::None,
+        address: Some(socket.remote.ip()),
+        port: Some(socket.remote.port()),
+        protocol: protocol(socket),
+        generation,
+        count: 1,
+    }
+}

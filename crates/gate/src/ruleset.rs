@@ -1,0 +1,260 @@
+//! The packet filter of a sandbox's namespace.
+//!
+//! The whole table is replaced in one transaction whenever a policy is put in force: packets see all of the old
+//! one or all of the new one.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nft::{
+    Batch, Chain, ChainType, Field, Hook, Log, Policy, Set, Table, Unreachable, V4, V6, priority, rule,
+};
+use policy::{KernelDefault, KernelView};
+
+use crate::{
+    addresses::{
+        DIVERT_MARK, DNS_PORT, GATE_V4, GATE_V6, LOG_GROUP, SANDBOX_V4, SANDBOX_V6, Slot, TABLE, WIRE,
+    },
+    fence::{Direction, EntrySets, Side, add_networks, set_name},
+    ports::PortSet,
+};
+
+/// Everything the rules depend on.
+pub(crate) struct Ruleset<'a> {
+    /// What the policy wants of the kernel.
+    pub(crate) view: &'a KernelView,
+    /// What no policy can permit.
+    pub(crate) floor: &'a [IpNet],
+    /// Whether the node has an IPv6 path; without one all IPv6 is refused.
+    pub(crate) ipv6: bool,
+    /// The wire, if there is one, or was one: its addresses stay.
+    pub(crate) slot: Option<Slot>,
+    /// The port at which the proxy listens.
+    pub(crate) proxy_port: u16,
+}
+
+/// The counter of refused packets.
+pub(crate) const REFUSED: &str = "refused";
+/// Bytes of a refused packet that are logged: headers, options included.
+pub(crate) const SNAPLEN: u32 = 96;
+
+/// The table of a sandbox's namespace. It is not tied to the daemon: when the daemon dies, the rules must stay.
+pub(crate) fn table() -> Table {
+    Table::inet(TABLE)
+}
+
+/// Whether the kernel asks the sets of bound addresses at all.
+pub(crate) fn uses_bindings(view: &KernelView) -> bool {
+    view.default == KernelDefault::Refuse && view.resolves_names
+}
+
+impl Ruleset<'_> {
+    /// The transaction that puts these rules in the place of whatever is there, with these bound addresses.
+    pub(crate) fn batch<'b>(&self, bound: impl Iterator<Item = (IpAddr, &'b PortSet)>) -> Batch {
+        let table = table();
+        let mut batch = Batch::new();
+        let hook = |name, kind, hook, priority| Chain::base(name, kind, hook, priority, Policy::Accept);
+        batch
+            .replace_table(&table)
+            .add_counter(&table, REFUSED)
+            .add_chain(&table, &Chain::regular("permit"))
+            .add_chain(&table, &Chain::regular("divert"))
+            .add_chain(&table, &Chain::regular("refuse"))
+            .add_chain(&table, &hook("output", ChainType::Route, Hook::Output, priority::MANGLE))
+            .add_chain(&table, &hook("prerouting", ChainType::Filter, Hook::Prerouting, priority::MANGLE))
+            .add_chain(&table, &hook("input", ChainType::Filter, Hook::Input, priority::FILTER))
+            .add_rule(&table, "permit", rule().accept())
+            .add_rule(&table, "divert", rule().set_mark(DIVERT_MARK).accept());
+        refuse(&mut batch, &table);
+        self.sets(&mut batch, &table);
+        self.output(&mut batch, &table);
+        self.prerouting(&mut batch, &table);
+        self.input(&mut batch, &table);
+        if uses_bindings(self.view) {
+            for (address, ports) in bound {
+                add_bound(&mut batch, address, ports);
+            }
+        }
+        batch
+    }
+
+    fn sets(&self, batch: &mut Batch, table: &Table) {
+        add_networks::<V4>(batch, table, "floor", self.floor);
+        add_networks::<V6>(batch, table, "floor", self.floor);
+        add_networks::<V4>(batch, table, "private", policy::private_networks());
+        add_networks::<V6>(batch, table, "private", policy::private_networks());
+        self.own_addresses::<V4>(batch, table, SANDBOX_V4.into());
+        self.own_addresses::<V6>(batch, table, SANDBOX_V6.into());
+        bound_sets::<V4>(batch, table);
+        bound_sets::<V6>(batch, table);
+    }
+
+    /// Loopback and the sandbox's own addresses: as destinations, what is its own business; as sources, the only
+    /// ones it may use.
+    fn own_addresses<F: Side>(&self, batch: &mut Batch, table: &Table, own: IpAddr) {
+        let name = set_name::<F>("own");
+        let wire = self.slot.into_iter().flat_map(Slot::addresses);
+        let ranges = wire.chain([own]).filter_map(|address| F::range(&address.into()));
+        batch.add_set(table, &Set::new(name.as_str(), [F::FIELD]).interval()).add_ranges(
+            table,
+            &name,
+            ranges.chain([F::loopback()]),
+        );
+    }
+
+    fn output(&self, batch: &mut Batch, table: &Table) {
+        let chain = "output";
+        batch.add_rule(table, chain, V4::rule().oifname("lo").daddr_in("own4").accept()).add_rule(
+            table,
+            chain,
+            V6::rule().oifname("lo").daddr_in("own6").accept(),
+        );
+        self.quiet(batch, table);
+        batch
+            .add_rule(table, chain, rule().udp().dport(DNS_PORT).goto("divert"))
+            .add_rule(table, chain, V4::rule().tcp().daddr(GATE_V4).dport(DNS_PORT).goto("divert"))
+            .add_rule(table, chain, V6::rule().tcp().daddr(GATE_V6).dport(DNS_PORT).goto("divert"))
+            .add_rule(table, chain, V4::rule().daddr_in("floor4").goto("refuse"))
+            .add_rule(table, chain, V6::rule().daddr_in("floor6").goto("refuse"))
+            .add_rule(table, chain, V4::rule().saddr_not_in("own4").goto("refuse"))
+            .add_rule(table, chain, V6::rule().saddr_not_in("own6").goto("refuse"));
+        if !self.ipv6 {
+            batch.add_rule(table, chain, rule().ipv6().goto("refuse"));
+        }
+        let entries = EntrySets::add(batch, table, "", self.view);
+        for rule in entries.rules(Direction::Out, "permit", "refuse") {
+            batch.add_rule(table, chain, rule);
+        }
+        match self.view.default {
+            KernelDefault::Refuse => {
+                divert_bound::<V4>(batch, table, chain);
+                divert_bound::<V6>(batch, table, chain);
+            }
+            KernelDefault::ForwardPublic => {
+                batch.add_rule(table, chain, rule().goto("permit"));
+            }
+            KernelDefault::ProxyTcpForwardPublic => {
+                batch.add_rule(table, chain, rule().tcp().goto("divert")).add_rule(
+                    table,
+                    chain,
+                    rule().l4proto_not(UDP).goto("permit"),
+                );
+            }
+        }
+        batch.add_rule(table, chain, rule().goto("refuse"));
+    }
+
+    /// What the namespace's own kernel says without anybody having asked it to: errors about packets that came in,
+    /// neighbour discovery, group membership. It is nobody's flow, so it is dropped without an event.
+    fn quiet(&self, batch: &mut Batch, table: &Table) {
+        for kind in [ICMP_UNREACHABLE, ICMP_REDIRECT, ICMP_TIME_EXCEEDED, ICMP_PARAMETER] {
+            batch.add_rule(table, "output", V4::rule().icmp().icmp_type(kind).drop());
+        }
+        for kind in ICMPV6_ERRORS.chain(ICMPV6_LISTENERS).chain(ICMPV6_NEIGHBOURS).chain([ICMPV6_MLDV2]) {
+            batch.add_rule(table, "output", V6::rule().icmpv6().icmp_type(kind).drop());
+        }
+    }
+
+    /// Diverted packets turn round on loopback and are handed to the listener that is meant; when there is none
+    /// (no daemon), they are refused here.
+    fn prerouting(&self, batch: &mut Batch, table: &Table) {
+        let chain = "prerouting";
+        let v4 = || V4::rule().iifname("lo").mark(DIVERT_MARK);
+        let v6 = || V6::rule().iifname("lo").mark(DIVERT_MARK);
+        let (dns, proxy) = (DNS_PORT, self.proxy_port);
+        batch
+            .add_rule(table, chain, v4().udp().dport(dns).tproxy(GATE_V4, dns).accept())
+            .add_rule(table, chain, v6().udp().dport(dns).tproxy(GATE_V6, dns).accept())
+            .add_rule(table, chain, v4().tcp().daddr(GATE_V4).dport(dns).tproxy(GATE_V4, dns).accept())
+            .add_rule(table, chain, v6().tcp().daddr(GATE_V6).dport(dns).tproxy(GATE_V6, dns).accept())
+            .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy).accept())
+            .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy).accept())
+            .add_rule(table, chain, rule().mark(DIVERT_MARK).goto("refuse"));
+    }
+
+    /// What comes by the wire is replies: the uplink lets nothing else through, and neither does this.
+    fn input(&self, batch: &mut Batch, table: &Table) {
+        batch
+            .add_rule(table, "input", rule().iifname(WIRE).tcp().syn().drop())
+            .add_rule(table, "input", V4::rule().iifname_not("lo").daddr_not_in("own4").drop())
+            .add_rule(table, "input", V6::rule().iifname_not("lo").daddr_not_in("own6").drop());
+    }
+}
+
+/// The kernel's elements for a bound address.
+pub(crate) fn add_bound(batch: &mut Batch, address: IpAddr, ports: &PortSet) {
+    change_bound(batch, address, ports, true);
+}
+
+/// Takes away what [`add_bound`] added; all of it has to be there.
+pub(crate) fn del_bound(batch: &mut Batch, address: IpAddr, ports: &PortSet) {
+    change_bound(batch, address, ports, false);
+}
+
+const UDP: u8 = 17;
+const ICMP_UNREACHABLE: u8 = 3;
+const ICMP_REDIRECT: u8 = 5;
+const ICMP_TIME_EXCEEDED: u8 = 11;
+const ICMP_PARAMETER: u8 = 12;
+/// Unreachable, too big, time exceeded, parameter problem.
+const ICMPV6_ERRORS: std::ops::RangeInclusive<u8> = 1..=4;
+const ICMPV6_LISTENERS: std::ops::RangeInclusive<u8> = 130..=132;
+const ICMPV6_NEIGHBOURS: std::ops::RangeInclusive<u8> = 133..=137;
+const ICMPV6_MLDV2: u8 = 143;
+
+/// Logged (of TCP only the opening packet: the rest are no attempts), counted, answered so that nobody waits.
+fn refuse(batch: &mut Batch, table: &Table) {
+    let log = Log { group: LOG_GROUP, prefix: String::new(), snaplen: SNAPLEN, qthreshold: 0 };
+    batch
+        .add_rule(table, "refuse", rule().tcp().syn().log(&log).end())
+        .add_rule(table, "refuse", rule().l4proto_not(TCP).log(&log).end())
+        .add_rule(table, "refuse", rule().count(REFUSED).end())
+        .add_rule(table, "refuse", rule().tcp().reset())
+        .add_rule(table, "refuse", rule().reject(Unreachable::AdminProhibited));
+}
+
+const TCP: u8 = 6;
+
+fn bound_sets<F: Side>(batch: &mut Batch, table: &Table) {
+    batch
+        .add_set(table, &Set::new(set_name::<F>("bound"), [F::FIELD]))
+        .add_set(table, &Set::new(set_name::<F>("bound_port"), [F::FIELD, Field::Port]));
+}
+
+fn divert_bound<F: Side>(batch: &mut Batch, table: &Table, chain: &str) {
+    batch.add_rule(table, chain, F::rule().tcp().daddr_in(&set_name::<F>("bound")).goto("divert")).add_rule(
+        table,
+        chain,
+        F::rule().tcp().daddr_dport_in(&set_name::<F>("bound_port")).goto("divert"),
+    );
+}
+
+fn change_bound(batch: &mut Batch, address: IpAddr, ports: &PortSet, add: bool) {
+    let table = table();
+    let digit = if address.is_ipv4() { '4' } else { '6' };
+    let mut change = |set: String, element: nft::Element| {
+        if add {
+            batch.add_element(&table, &set, element);
+        } else {
+            batch.del_element(&table, &set, element);
+        }
+    };
+    match ports {
+        PortSet::Every => {
+            let element = match address {
+                IpAddr::V4(address) => address.into(),
+                IpAddr::V6(address) => address.into(),
+            };
+            change(format!("bound{digit}"), element);
+        }
+        PortSet::Only(ports) => {
+            for &port in ports {
+                let element = match address {
+                    IpAddr::V4(address) => (address, port).into(),
+                    IpAddr::V6(address) => (address, port).into(),
+                };
+                change(format!("bound_port{digit}"), element);
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! One sandbox as its resolver, its proxy and its packet filter see it.
+
+use std::{
+    future::Future,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use audit::Recorder;
+use dns::{BindRefused, Upstream, Zone};
+use netns::NetNs;
+use nft::{Batch, Packet, Received};
+use parking_lot::Mutex;
+use policy::{Flow, FlowEvent, FlowTotals, HostName, InForce, Policy, Protocol};
+use proxy::{Egress, EventId, Flows, Hold};
+
+use crate::{
+    GateError,
+    addresses::Slot,
+    bindings::{Bindings, Change},
+    events::{self, Known, Policies},
+    node::Node,
+    ports::NamedPorts,
+    ruleset::{self, Ruleset, uses_bindings},
+    sink::{self, Sinks},
+};
+
+/// Everything the gate knows of one sandbox.
+pub(crate) struct Sandbox {
+    pub(crate) namespace: NetNs,
+    pub(crate) recorder: Recorder,
+    pub(crate) flows: Arc<Flows>,
+    node: Arc<ArcSwap<Node>>,
+    upstream: Upstream,
+    force: ArcSwap<Force>,
+    kernel: Arc<Mutex<Kernel>>,
+    sinks: Mutex<Sinks>,
+    proxy_port: u16,
+}
+
+/// A policy in force, with what follows from it.
+pub(crate) struct Force {
+    pub(crate) now: InForce,
+    before: Option<InForce>,
+    ports: NamedPorts,
+}
+
+/// What is kept the same in memory and in the kernel.
+struct Kernel {
+    filter: nft::Connection,
+    bindings: Bindings,
+}
+
+impl Sandbox {
+    /// A sandbox whose rules are not in force yet: see [`Self::enforce`].
+    pub(crate) fn new(
+        namespace: NetNs,
+        filter: nft::Connection,
+        proxy_port: u16,
+        first: InForce,
+        recorder: Recorder,
+        upstream: Upstream,
+        node: Arc<ArcSwap<Node>>,
+    ) -> Self {
+        Self {
+            namespace,
+            recorder,
+            flows: Arc::new(Flows::new()),
+            node,
+            upstream,
+            force: ArcSwap::from_pointee(Force::new(first, None)),
+            kernel: Arc::new(Mutex::new(Kernel { filter, bindings: Bindings::default() })),
+            sinks: Mutex::default(),
+            proxy_port,
+        }
+    }
+
+    /// The policy in force, with what follows from it.
+    pub(crate) fn force(&self) -> Arc<Force> {
+        self.force.load_full()
+    }
+
+    /// Puts a policy in force: the rules in one transaction, with the bindings that the policy still permits.
+    /// From then on, what was permitted under another one is not bound any more.
+    pub(crate) fn enforce(&self, next: &InForce, slot: Option<Slot>) -> Result<(), GateError> {
+        let node = self.node.load();
+        let policy = &next.policy;
+        let force = Force::new(next.clone(), Some(self.force().now.clone()));
+        let floor = node.floor.networks();
+        let rules = Ruleset {
+            view: policy.kernel(),
+            floor: &floor,
+            ipv6: node.ipv6,
+            slot,
+            proxy_port: self.proxy_port,
+        };
+        let mut kernel = self.kernel.lock();
+        let mut bindings = kernel.bindings.clone();
+        bindings.rejudge(
+            |name, address| permits(policy, name, Some(address)),
+            |name| force.ports.permitted(policy, name),
+        );
+        let batch = rules.batch(bindings.installed());
+        kernel.filter.commit(batch).map_err(|error| GateError::Rules("the sandbox", error))?;
+        kernel.bindings = bindings;
+        self.force.store(Arc::new(force));
+        Ok(())
+    }
+
+    /// Ends bindings whose time is over.
+    pub(crate) fn expire(&self) {
+        let mut kernel = self.kernel.lock();
+        let change = kernel.bindings.expire(Instant::now());
+        if let Err(error) = self.apply(&mut kernel, &change) {
+            tracing::warn!(sandbox = self.recorder.sandbox(), %error, "expired bindings were not removed");
+        }
+    }
+
+    /// How many addresses are bound.
+    pub(crate) fn bound(&self) -> usize {
+        self.kernel.lock().bindings.len()
+    }
+
+    /// Records what the sandbox's own packet filter refused.
+    pub(crate) fn record_refusals(&self, received: Received) {
+        self.recorder.gap("kernel_log", received.lost);
+        for packet in received.packets {
+            self.record_refusal(&packet);
+        }
+    }
+
+    /// Records one packet that a packet filter refused.
+    pub(crate) fn record_refusal(&self, packet: &Packet) {
+        let force = self.force();
+        let event = packet
+            .flow
+            .as_ref()
+            .and_then(|headers| events::refusal(headers, self.known(headers.destination), &force.policies()));
+        if let Some(event) = event {
+            self.recorder.flow(event);
+        }
+    }
+
+    /// Records one new flow that goes by the wire.
+    pub(crate) fn record_permission(&self, packet: &Packet) {
+        let force = self.force();
+        if let Some(headers) = &packet.flow {
+            let known = self.known(headers.destination);
+            self.recorder.flow(events::permission(headers, known, &force.policies()));
+        }
+    }
+
+    /// The name an address stands for: of a sink, or bound to it and to no other.
+    fn known(&self, address: IpAddr) -> Option<Known> {
+        if let Some(name) = self.sinks.lock().name_of(address) {
+            return Some(Known { name: name.clone(), is_sink: true });
+        }
+        match self.kernel.lock().bindings.names_of(address) {
+            [name] => Some(Known { name: name.clone(), is_sink: false }),
+            _ => None,
+        }
+    }
+
+    /// Makes a change of the bindings in the kernel, if the kernel asks them at all. If that fails, the bindings
+    /// know that the kernel has what it had.
+    fn apply(&self, kernel: &mut Kernel, change: &Change) -> Result<(), nft::Error> {
+        if change.is_empty() || !uses_bindings(self.force.load().now.policy.kernel()) {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        for (address, ports) in &change.remove {
+            ruleset::del_bound(&mut batch, *address, ports);
+        }
+        for (address, ports) in &change.add {
+            ruleset::add_bound(&mut batch, *address, ports);
+        }
+        let made = kernel.filter.commit(batch);
+        if made.is_err() {
+            kernel.bindings.undo(change);
+        }
+        made
+    }
+
+    /// The addresses of a name that the policy permits, from the upstream servers.
+    async fn look_up(&self, name: &HostName) -> Result<Vec<IpAddr>, String> {
+        let v4 = self.upstream.lookup(name, dns::Family::V4);
+        let v6 = async {
+            if self.ipv6() {
+                self.upstream.lookup(name, dns::Family::V6).await
+            } else {
+                Err(dns::LookupError::NoData)
+            }
+        };
+        let (v4, v6) = tokio::join!(v4, v6);
+        let failure = match (&v4, &v6) {
+            (Err(error), Err(_)) => error.to_string(),
+            _ => format!("no address of {name} is permitted"),
+        };
+        let policy = Zone::in_force(self).policy;
+        let found = [v4, v6].into_iter().flatten().flat_map(|answer| answer.addresses);
+        let permitted: Vec<IpAddr> = found.filter(|address| permits(&policy, name, Some(*address))).collect();
+        if permitted.is_empty() { Err(failure) } else { Ok(permitted) }
+    }
+}
+
+impl Force {
+    fn new(now: InForce, before: Option<InForce>) -> Self {
+        let ports = NamedPorts::of(&now.policy);
+        Self { now, before, ports }
+    }
+
+    fn policies(&self) -> Policies<'_> {
+        Policies { now: &self.now, before: self.before.as_ref() }
+    }
+}
+
+/// Keeps a binding from expiring.
+struct Held {
+    kernel: Arc<Mutex<Kernel>>,
+    address: IpAddr,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.kernel.lock().bindings.release(self.address);
+    }
+}
+
+/// Whether some TCP port of the name is permitted, at this address if one is given.
+fn permits(policy: &Policy, name: &HostName, address: Option<IpAddr>) -> bool {
+    policy.judge(&Flow { protocol: Protocol::Tcp, name: Some(name), address, port: None }).is_allowed()
+}
+
+impl Zone for Sandbox {
+    fn in_force(&self) -> InForce {
+        self.force.load().now.clone()
+    }
+
+    fn bind(
+        &self,
+        name: &HostName,
+        addresses: &[IpAddr],
+        ttl: Duration,
+        generation: u64,
+    ) -> Result<(), BindRefused> {
+        let mut kernel = self.kernel.lock();
+        // Read under the lock: a policy is put in force under it.
+        let force = self.force();
+        if force.now.generation != generation {
+            return Err(BindRefused::Superseded);
+        }
+        let policy = &force.now.policy;
+        let ports = force.ports.permitted(policy, name);
+        let now = Instant::now();
+        let mut change = kernel.bindings.bind(name, ports.clone(), addresses, ttl, now);
+        if change.is_err() {
+            let expired = kernel.bindings.expire(now);
+            self.apply(&mut kernel, &expired).map_err(|error| BindRefused::Kernel(error.to_string()))?;
+            change = kernel.bindings.bind(name, ports, addresses, ttl, now);
+        }
+        match change {
+            Ok(change) => {
+                self.apply(&mut kernel, &change).map_err(|error| BindRefused::Kernel(error.to_string()))
+            }
+            // Where the default is open, bindings only tell names.
+            Err(_) if !uses_bindings(policy.kernel()) => Ok(()),
+            Err(_) => Err(BindRefused::Limit),
+        }
+    }
+
+    fn sink(&self, name: &HostName) -> Option<Ipv4Addr> {
+        let force = self.force.load();
+        let allow = &force.now.policy.kernel().allow;
+        // An address entry for the range makes it a place that packets go to.
+        if allow.iter().any(|entry| overlaps_sinks(&entry.net)) {
+            return None;
+        }
+        self.sinks.lock().assign(name)
+    }
+
+    fn record(&self, event: FlowEvent) {
+        self.recorder.flow(event);
+    }
+
+    fn ipv6(&self) -> bool {
+        self.node.load().ipv6
+    }
+}
+
+fn overlaps_sinks(net: &ipnet::IpNet) -> bool {
+    let range = ipnet::IpNet::V4(sink::range());
+    range.contains(net) || net.contains(&range)
+}
+
+impl Egress for Sandbox {
+    fn in_force(&self) -> InForce {
+        Zone::in_force(self)
+    }
+
+    fn names_bound_to(&self, address: IpAddr) -> Vec<HostName> {
+        self.kernel.lock().bindings.names_of(address).to_vec()
+    }
+
+    fn addresses_of(&self, name: &HostName) -> impl Future<Output = Result<Vec<IpAddr>, String>> + Send {
+        let bound = self.kernel.lock().bindings.addresses_of(name);
+        let name = name.clone();
+        async move { if bound.is_empty() { self.look_up(&name).await } else { Ok(bound) } }
+    }
+
+    fn hold(&self, address: IpAddr) -> Hold {
+        if self.kernel.lock().bindings.hold(address) {
+            Hold::new(Held { kernel: Arc::clone(&self.kernel), address })
+        } else {
+            Hold::none()
+        }
+    }
+
+    fn record(&self, event: FlowEvent) -> EventId {
+        EventId(self.recorder.flow(event))
+    }
+
+    fn finish(&self, id: EventId, totals: FlowTotals) {
+        self.recorder.finish(id.0, totals);
+    }
+}

@@ -1,0 +1,321 @@
+//! The uplink namespace: where the wires of all sandboxes end, and everything is checked a second time.
+//!
+//! It exists from the first wire on, and only as long as the daemon: nothing but the daemon's descriptors refers to
+//! it, so that a dead daemon cuts every wire. Its own link leads to the machine's namespace, where a table that is
+//! tied to the daemon translates and fences it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use netns::{Connection, LinkIndex, NetNs, Route, Veth, sysctl};
+use nft::{LogConfig, LogSocket};
+use policy::KernelView;
+
+use crate::{
+    GateError,
+    addresses::{LOG_GROUP, Slot, UPLINK, WIRE, everything, uplink_addresses},
+    namespace,
+    ruleset::SNAPLEN,
+    uplink_rules::{self, WireRules},
+};
+
+/// The uplink of one daemon.
+pub(crate) struct Uplink {
+    namespace: NetNs,
+    routes: Connection,
+    filter: nft::Connection,
+    /// The table in the machine's namespace lives as long as this.
+    _machine: nft::Connection,
+    wires: HashMap<Slot, WireRules>,
+    free: FreeSlots,
+}
+
+/// What a wire carries, as far as the uplink checks it.
+#[derive(Clone, Copy)]
+pub(crate) struct Carries<'a> {
+    pub(crate) view: &'a KernelView,
+    pub(crate) ipv6: bool,
+}
+
+const WHOSE: &str = "the uplink";
+
+impl Uplink {
+    /// Creates the namespace, its rules and its link to the calling thread's namespace, which is the machine's.
+    /// `daemon` tells this daemon's uplink from another's. The log reports refused packets and new flows.
+    pub(crate) fn create(daemon: u32, floor: &[IpNet], ipv6: bool) -> Result<(Self, LogSocket), GateError> {
+        let (namespace, inside) =
+            NetNs::create_and(|| Inside::open(floor)).map_err(GateError::CreateNamespace)?;
+        let Inside { routes, filter, log } = inside?;
+        let machine = link_to_machine(&namespace, daemon, ipv6)?;
+        let this = Self {
+            namespace,
+            routes,
+            filter,
+            _machine: machine,
+            wires: HashMap::new(),
+            free: FreeSlots::default(),
+        };
+        let linked = this.namespace.run(|| link_inside(daemon));
+        linked.map_err(|error| GateError::EnterNamespace(WHOSE, error))?.map_err(GateError::Uplink)?;
+        Ok((this, log))
+    }
+
+    /// A slot for a sandbox, to be given back.
+    pub(crate) fn reserve(&mut self) -> Result<Slot, GateError> {
+        self.free.take().ok_or(GateError::NoFreeWire)
+    }
+
+    /// Takes a slot back, whose wire is gone.
+    pub(crate) fn give_back(&mut self, slot: Slot) {
+        self.free.put(slot);
+    }
+
+    /// Lays a sandbox's wire: rules first, then the pair of interfaces, then the routes at both ends. If any of it
+    /// fails, there is no wire.
+    pub(crate) fn connect(
+        &mut self,
+        slot: Slot,
+        sandbox: &NetNs,
+        carries: Carries<'_>,
+    ) -> Result<(), GateError> {
+        let laid = self.set_rules(slot, carries).and_then(|()| self.lay(slot, sandbox));
+        if laid.is_err() {
+            let _ = self.disconnect(slot, sandbox);
+        }
+        laid
+    }
+
+    /// Replaces what a wire may carry, in one transaction.
+    pub(crate) fn set_rules(&mut self, slot: Slot, carries: Carries<'_>) -> Result<(), GateError> {
+        let (batch, rules) = uplink_rules::wire(slot, carries, self.wires.get(&slot));
+        self.filter.commit(batch).map_err(|error| GateError::Rules(WHOSE, error))?;
+        self.wires.insert(slot, rules);
+        Ok(())
+    }
+
+    /// Removes a wire. The sandbox's default route leads to loopback again.
+    pub(crate) fn disconnect(&mut self, slot: Slot, sandbox: &NetNs) -> Result<(), GateError> {
+        if let Some(rules) = self.wires.remove(&slot) {
+            let batch = uplink_rules::remove_wire(slot, &rules);
+            self.filter.commit(batch).map_err(|error| GateError::Rules(WHOSE, error))?;
+        }
+        let set_up = |error| GateError::SetUp(WHOSE, error);
+        if let Some(link) = self.routes.link_index(&slot.interface()).map_err(set_up)? {
+            self.routes.delete_link(link).map_err(set_up)?;
+        }
+        let rerouted = sandbox.run(|| namespace::route_to_loopback(&mut Connection::open()?));
+        rerouted.map_err(|error| GateError::EnterNamespace("the sandbox", error))?.map_err(set_up)
+    }
+
+    /// Replaces the floor.
+    pub(crate) fn set_floor(&mut self, floor: &[IpNet]) -> Result<(), GateError> {
+        self.filter.commit(uplink_rules::floor(floor)).map_err(|error| GateError::Rules(WHOSE, error))
+    }
+
+    fn lay(&mut self, slot: Slot, sandbox: &NetNs) -> Result<(), GateError> {
+        let set_up = |error| GateError::SetUp(WHOSE, error);
+        let name = slot.interface();
+        let veth = Veth {
+            name: &name,
+            peer_name: WIRE,
+            peer_namespace: sandbox.as_fd(),
+            hardware_address: slot.hardware_address(),
+        };
+        let link = self.routes.create_veth(&veth).map_err(set_up)?;
+        self.routes.bring_up(link).map_err(set_up)?;
+        for address in slot.addresses() {
+            self.routes.set_route(&Route::direct(address.into(), link)).map_err(set_up)?;
+        }
+        let routed = sandbox.run(|| route_to_wire(slot));
+        routed.map_err(|error| GateError::EnterNamespace("the sandbox", error))?.map_err(set_up)
+    }
+}
+
+/// What is opened inside the uplink namespace.
+struct Inside {
+    routes: Connection,
+    filter: nft::Connection,
+    log: LogSocket,
+}
+
+impl Inside {
+    fn open(floor: &[IpNet]) -> Result<Self, GateError> {
+        let set_up = |error| GateError::SetUp(WHOSE, error);
+        let rules = |error| GateError::Rules(WHOSE, error);
+        for (name, value) in PARAMETERS {
+            sysctl::set(name, value).map_err(set_up)?;
+        }
+        let mut routes = Connection::open().map_err(set_up)?;
+        routes.bring_up(LinkIndex::LOOPBACK).map_err(set_up)?;
+        let mut filter = nft::Connection::open().map_err(rules)?;
+        filter.commit(uplink_rules::table(floor)).map_err(rules)?;
+        let config = LogConfig {
+            group: LOG_GROUP,
+            snaplen: SNAPLEN,
+            qthreshold: 64,
+            timeout: Duration::from_millis(10),
+            ..LogConfig::default()
+        };
+        let log = LogSocket::open(&config).map_err(|error| GateError::Log(WHOSE, error))?;
+        Ok(Self { routes, filter, log })
+    }
+}
+
+/// Below `/proc/sys/net`, in the uplink namespace.
+const PARAMETERS: [(&str, &str); 8] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv6/conf/default/forwarding", "1"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/addr_gen_mode", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+];
+
+/// Inside the sandbox's namespace. The addresses stay on loopback when the wire goes, so that connections through
+/// the proxy which have them go on.
+fn route_to_wire(slot: Slot) -> Result<(), netns::Error> {
+    let mut connection = Connection::open()?;
+    let missing =
+        || netns::Error::FindLink { name: WIRE.to_owned(), source: std::io::ErrorKind::NotFound.into() };
+    let link = connection.link_index(WIRE)?.ok_or_else(missing)?;
+    connection.bring_up(link)?;
+    for (destination, source) in everything().into_iter().zip(slot.addresses()) {
+        connection.add_address(LinkIndex::LOOPBACK, source.into())?;
+        connection.set_route(&Route { source: Some(source), ..Route::direct(destination, link) })?;
+    }
+    Ok(())
+}
+
+/// Inside the uplink namespace, after the pair to the machine was created.
+fn link_inside(daemon: u32) -> Result<(), netns::Error> {
+    let mut connection = Connection::open()?;
+    let missing =
+        || netns::Error::FindLink { name: UPLINK.to_owned(), source: std::io::ErrorKind::NotFound.into() };
+    let link = connection.link_index(UPLINK)?.ok_or_else(missing)?;
+    connection.bring_up(link)?;
+    for (destination, own) in everything().into_iter().zip(uplink_addresses(daemon)) {
+        connection.add_address(link, own.into())?;
+        connection.set_route(&Route { source: Some(own), ..Route::direct(destination, link) })?;
+    }
+    Ok(())
+}
+
+/// Inside the machine's namespace: the link, its routes, its fence, and forwarding. The link gets no address: the
+/// machine itself has nothing to say to the uplink.
+fn link_to_machine(uplink: &NetNs, daemon: u32, ipv6: bool) -> Result<nft::Connection, GateError> {
+    let rules = |error| GateError::Rules("the machine", error);
+    let name = format!("bw-{daemon:08x}");
+    // The fence stands before the first packet can come.
+    let mut filter = nft::Connection::open().map_err(rules)?;
+    filter.commit(uplink_rules::machine(&name)).map_err(rules)?;
+    let mut connection = Connection::open().map_err(GateError::Uplink)?;
+    if let Some(stale) = connection.link_index(&name).map_err(GateError::Uplink)? {
+        // A daemon that died a moment ago: the kernel may still be taking its namespace down.
+        match connection.delete_link(stale) {
+            Err(error) if !error.is_no_such_device() => return Err(GateError::Uplink(error)),
+            _ => {}
+        }
+    }
+    let veth = Veth {
+        name: &name,
+        peer_name: UPLINK,
+        peer_namespace: uplink.as_fd(),
+        hardware_address: [0x02, 0x62, 0xff, 0xff, 0xff, 0xff],
+    };
+    let link = connection.create_veth(&veth).map_err(GateError::Uplink)?;
+    connection.bring_up(link).map_err(GateError::Uplink)?;
+    for address in uplink_addresses(daemon) {
+        if address.is_ipv4() || ipv6 {
+            connection.set_route(&Route::direct(IpNet::from(address), link)).map_err(GateError::Uplink)?;
+        }
+    }
+    enable_forwarding(ipv6).map_err(GateError::Uplink)?;
+    Ok(filter)
+}
+
+/// A machine that forwards IPv6 stops learning its own routes from router advertisements unless it is told to go on.
+pub(crate) fn enable_forwarding(ipv6: bool) -> Result<(), netns::Error> {
+    if sysctl::get("ipv4/ip_forward")? != "1" {
+        sysctl::set("ipv4/ip_forward", "1")?;
+    }
+    if !ipv6 || sysctl::get("ipv6/conf/all/forwarding")? == "1" {
+        return Ok(());
+    }
+    for interface in sysctl::names("ipv6/conf")? {
+        let accepts = format!("ipv6/conf/{interface}/accept_ra");
+        if sysctl::get(&accepts)? == "1" {
+            sysctl::set(&accepts, "2")?;
+        }
+    }
+    sysctl::set("ipv6/conf/all/forwarding", "1")
+}
+
+/// Slots given back are used again, the lowest first.
+#[derive(Default)]
+struct FreeSlots {
+    next: u32,
+    returned: BTreeSet<u32>,
+}
+
+impl FreeSlots {
+    fn take(&mut self) -> Option<Slot> {
+        if let Some(number) = self.returned.pop_first() {
+            return Slot::new(number);
+        }
+        let slot = Slot::new(self.next)?;
+        self.next += 1;
+        Some(slot)
+    }
+
+    fn put(&mut self, slot: Slot) {
+        self.returned.insert(slot.number());
+    }
+}
+
+/// Tells one daemon's uplink from another's: FNV-1a of its id.
+pub(crate) fn daemon_number(id: &str) -> u32 {
+    id.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// What a prefix of the uplink's log says: what became of the packet, and by whose wire it came.
+pub(crate) fn slot_of(prefix: &str) -> Option<(char, Slot)> {
+    let mut chars = prefix.chars();
+    let kind = chars.next()?;
+    let number: u32 = chars.as_str().parse().ok()?;
+    Some((kind, Slot::new(number)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_used_again_and_run_out() {
+        let mut free = FreeSlots::default();
+        let (a, b) = (free.take().unwrap(), free.take().unwrap());
+        assert_ne!(a, b);
+        free.put(a);
+        assert_eq!(free.take(), Some(a));
+        free.next = Slot::COUNT;
+        assert_eq!(free.take(), None);
+    }
+
+    #[test]
+    fn a_log_prefix_tells_the_wire() {
+        assert_eq!(slot_of("a12"), Some(('a', Slot::new(12).unwrap())));
+        assert_eq!(slot_of(""), None);
+        assert_eq!(slot_of("r"), None);
+        assert_eq!(slot_of("r99999999"), None);
+    }
+
+    #[test]
+    fn daemons_have_different_numbers() {
+        assert_ne!(daemon_number("a"), daemon_number("b"));
+    }
+}
