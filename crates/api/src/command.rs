@@ -49,12 +49,18 @@ impl RunCommand {
 }
 
 /// How a command ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CommandExit {
     /// What it wrote to standard output. Bytes that are not UTF-8 are replaced.
     pub stdout: String,
     /// What it wrote to standard error. Bytes that are not UTF-8 are replaced.
     pub stderr: String,
+    /// Whether a part of standard output is missing because there was too much.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdout_truncated: bool,
+    /// Whether a part of standard error is missing because there was too much.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stderr_truncated: bool,
     /// Its exit code; 128 plus the signal's number if a signal ended it, 124 if its time was over.
     pub exit_code: i32,
 }

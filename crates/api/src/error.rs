@@ -17,6 +17,8 @@ pub mod code {
     pub const INVALID_POLICY: &str = "invalid_policy";
     /// 409: the sandbox is paused.
     pub const SANDBOX_PAUSED: &str = "sandbox_paused";
+    /// 409: the sandbox is not ready yet.
+    pub const SANDBOX_CREATING: &str = "sandbox_creating";
     /// 410: the sandbox was killed.
     pub const SANDBOX_KILLED: &str = "sandbox_killed";
     /// 413: the sandbox's file system is full.

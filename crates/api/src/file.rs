@@ -93,3 +93,10 @@ pub struct MadeDirectory {
     /// See the type.
     pub created: bool,
 }
+
+/// A path was removed, or was not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Removed {
+    /// Whether there was anything.
+    pub removed: bool,
+}

@@ -23,7 +23,7 @@ pub use audit::{AuditEvent, AuditPage, AuditRule};
 pub use command::{Command, CommandExit, CommandStarted, Killed, RunCommand, StdinData};
 pub use error::{ErrorBody, FieldError, code};
 pub use file::{
-    Entry, EntryKind, Exists, MadeDirectory, MakeDirectory, Rename, WriteFile, WriteFiles, Written,
+    Entry, EntryKind, Exists, MadeDirectory, MakeDirectory, Removed, Rename, WriteFile, WriteFiles, Written,
 };
 pub use lenient::{Seconds, from_json};
 pub use metadata::parse_metadata_filter;

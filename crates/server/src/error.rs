@@ -1,0 +1,153 @@
+//! Errors as responses: a status and a JSON object with `message` and sometimes `code`.
+//!
+//! Clients repeat a request on every status from 500 up, so those are for failures that a repeat may cure. What
+//! fails the same way each time gets a status below 500. 501 is the exception: its meaning is worth the repeats.
+
+use api::{ErrorBody, FieldError, code};
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use crate::{SandboxError, convert::invalid_policy};
+
+/// A failure as it is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    pub(crate) code: Option<&'static str>,
+    /// Seconds to wait before a repeat.
+    pub(crate) retry_after: Option<u16>,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), code: None, retry_after: None }
+    }
+
+    pub(crate) fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    pub(crate) fn retry_after(self, seconds: u16) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, message).with_code(code::NOT_IMPLEMENTED)
+    }
+
+    /// A failure inside the server. The cause goes to the log; clients of several accounts share a server, and a
+    /// cause may name paths and processes of the machine.
+    pub(crate) fn internal(cause: &(impl std::error::Error + ?Sized)) -> Self {
+        tracing::error!(error = chain(cause), "request failed");
+        Self::internal_without_cause()
+    }
+
+    pub(crate) fn internal_without_cause() -> Self {
+        let message = "internal error; the server's log has the cause under this response's x-request-id";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message).with_code(code::INTERNAL)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody { message: self.message, code: self.code.map(str::to_owned) };
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<FieldError> for ApiError {
+    fn from(error: FieldError) -> Self {
+        let message = error.to_string();
+        match error {
+            FieldError::Invalid { .. } => Self::bad_request(message),
+            FieldError::NotImplemented { .. } => Self::not_implemented(message),
+            FieldError::Forbidden { .. } => Self::new(StatusCode::FORBIDDEN, message),
+        }
+    }
+}
+
+impl From<store::StoreError> for ApiError {
+    fn from(error: store::StoreError) -> Self {
+        match error {
+            store::StoreError::Cursor { .. } => Self::bad_request(format!("cursor: {error}")),
+            _ => Self::internal(&error),
+        }
+    }
+}
+
+impl From<audit::AuditError> for ApiError {
+    fn from(error: audit::AuditError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<SandboxError> for ApiError {
+    fn from(error: SandboxError) -> Self {
+        use SandboxError as E;
+        let text = error.to_string();
+        match error {
+            E::NotFound => Self::new(StatusCode::NOT_FOUND, "sandbox not found"),
+            E::Paused => Self::new(StatusCode::CONFLICT, text).with_code(code::SANDBOX_PAUSED),
+            E::Creating => Self::new(StatusCode::CONFLICT, text).with_code(code::SANDBOX_CREATING),
+            E::Killed => Self::new(StatusCode::GONE, text).with_code(code::SANDBOX_KILLED),
+            E::UnknownTemplate(_) => Self::bad_request(format!("template: {text}")),
+            E::TemplateNotReady(_) => {
+                Self::new(StatusCode::CONFLICT, text).with_code(code::TEMPLATE_NOT_READY)
+            }
+            E::InvalidPolicy(error) => invalid_policy("network", &error),
+            E::FileNotFound(_) | E::NoSuchCommand(_) => Self::new(StatusCode::NOT_FOUND, text),
+            E::AlreadyExists(_) | E::StdinClosed(_) => Self::new(StatusCode::CONFLICT, text),
+            E::InvalidPath(_)
+            | E::UnknownUser(_)
+            | E::IsDirectory(_)
+            | E::NotDirectory(_)
+            | E::PermissionDenied(_)
+            | E::Inside(_) => Self::bad_request(text),
+            E::NoSpace(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text).with_code(code::NO_SPACE),
+            E::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text),
+            E::Limit(_) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, text).with_code(code::LIMIT).retry_after(1)
+            }
+            E::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1),
+            E::InitUnreachable(_) => {
+                tracing::warn!(error = chain(&error), "a sandbox does not answer");
+                Self::new(StatusCode::BAD_GATEWAY, "the sandbox does not answer")
+            }
+            error => Self::internal(&error),
+        }
+    }
+}
+
+impl ApiError {
+    /// As [`From`], with the entry of a policy named by the field it came in.
+    pub(crate) fn from_create(error: SandboxError, source: &'static str) -> Self {
+        match error {
+            SandboxError::InvalidPolicy(error) => invalid_policy(source, &error),
+            error => error.into(),
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &(impl std::error::Error + ?Sized)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

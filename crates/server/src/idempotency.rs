@@ -1,0 +1,108 @@
+//! Doing a create request once, however often it is sent.
+//!
+//! A client that lost the answer sends the same request with the same key again. The work therefore goes on when
+//! the connection is gone, and its answer is stored before it is sent. Only successes are stored: a failure had no
+//! effect, so a repeat of it is a first.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use api::code;
+use axum::{
+    body::Body,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use store::{Begin, Store, StoreError};
+
+use crate::error::ApiError;
+
+/// The longest key accepted, in bytes. Clients send a UUID.
+const LONGEST_KEY: usize = 255;
+
+/// The key of a request, if it has one.
+pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    match value.to_str() {
+        Ok(key) if (1..=LONGEST_KEY).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => Err(ApiError::bad_request(format!(
+            "Idempotency-Key: expected 1 to {LONGEST_KEY} ASCII characters"
+        ))),
+    }
+}
+
+/// Does `work`, or answers with what it gave the first time. A success is 201 with the value as JSON.
+pub(crate) async fn once<T: Serialize>(
+    store: &Store,
+    account: Arc<str>,
+    key: Option<String>,
+    body: &[u8],
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let Some(key) = key else { return run(work, None).await };
+    match store.idempotency().begin(&account, &key, &Sha256::digest(body)).await? {
+        Begin::New => run(work, Some(Claim { store: store.clone(), account, key })).await,
+        Begin::Replay { status, body } => {
+            let status = StatusCode::from_u16(status).map_err(|error| ApiError::internal(&error))?;
+            Ok(json(status, body))
+        }
+        Begin::InProgress => {
+            let message = "the first request with this Idempotency-Key is still running";
+            Err(ApiError::new(StatusCode::CONFLICT, message)
+                .with_code(code::IDEMPOTENCY_IN_PROGRESS)
+                .retry_after(1))
+        }
+        Begin::BodyDiffers => {
+            let message = "this Idempotency-Key was used for a request with another body";
+            Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message)
+                .with_code(code::IDEMPOTENCY_KEY_REUSED))
+        }
+    }
+}
+
+struct Claim {
+    store: Store,
+    account: Arc<str>,
+    key: String,
+}
+
+impl Claim {
+    async fn finish(&self, body: &[u8]) -> Result<(), StoreError> {
+        self.store.idempotency().finish(&self.account, &self.key, StatusCode::CREATED.as_u16(), body).await
+    }
+
+    async fn abandon(&self) -> Result<(), StoreError> {
+        self.store.idempotency().abandon(&self.account, &self.key).await
+    }
+}
+
+/// Runs to the end in a task of its own, so that a lost connection does not leave half a sandbox.
+async fn run<T: Serialize>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    claim: Option<Claim>,
+) -> Result<Response, ApiError> {
+    let task = tokio::spawn(async move {
+        let answer = match AssertUnwindSafe(work).catch_unwind().await {
+            Ok(Ok(value)) => serde_json::to_vec(&value).map_err(|error| ApiError::internal(&error)),
+            Ok(Err(error)) => Err(error),
+            Err(_panic) => Err(ApiError::internal_without_cause()),
+        };
+        // The answer is known, and the client may still be there: it gets it even if it cannot be recorded.
+        if let Some(Err(error)) = match (&claim, &answer) {
+            (None, _) => None,
+            (Some(claim), Ok(body)) => Some(claim.finish(body).await),
+            (Some(claim), Err(_)) => Some(claim.abandon().await),
+        } {
+            tracing::error!(%error, "cannot record the answer of a request with an idempotency key");
+        }
+        answer
+    });
+    let body = task.await.map_err(|error| ApiError::internal(&error))??;
+    Ok(json(StatusCode::CREATED, body))
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response()
+}

@@ -1,0 +1,230 @@
+//! Listening, accepting and stopping.
+
+use std::{io, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto,
+        graceful::{self, GracefulShutdown},
+    },
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How a server listens.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// The addresses. Port 0 takes a free one; see [`Server::addresses`].
+    pub listen: Vec<SocketAddr>,
+    /// Certificate and key. Without them HTTP is spoken in clear.
+    pub tls: Option<TlsFiles>,
+    /// Connections at once. More wait in the kernel's queue.
+    pub connections: usize,
+    /// How long running requests may go on after a stop.
+    pub drain: Duration,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            tls: None,
+            connections: 4096,
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A certificate chain and its private key, as PEM files.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration names no address.
+    #[error("no address to listen on")]
+    NoAddress,
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The failure.
+        source: io::Error,
+    },
+    /// Certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+}
+
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a client may take to send the head of a request, and how long a connection may be idle.
+/// Longer than clients keep idle connections (90 s at most), so that they, not we, close them.
+const HEAD_DEADLINE: Duration = Duration::from_secs(120);
+/// What clients of this API expect to be able to run at once on one HTTP/2 connection.
+const STREAMS: u32 = 4096;
+/// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_DEADLINE: Duration = Duration::from_secs(20);
+/// How long accepting pauses when the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A server that listens and does not answer yet.
+#[derive(Debug)]
+pub struct Server {
+    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+    tls: Option<tls::Acceptor>,
+    connections: Arc<Semaphore>,
+    drain: Duration,
+}
+
+impl Server {
+    /// Reads the certificate and listens on every address.
+    ///
+    /// # Errors
+    /// [`ServeError`], naming the address or the file.
+    pub async fn bind(config: &ServeConfig) -> Result<Self, ServeError> {
+        if config.listen.is_empty() {
+            return Err(ServeError::NoAddress);
+        }
+        let tls = match &config.tls {
+            Some(files) => Some(tls::Acceptor::from_pem_files(&files.certificate, &files.key)?),
+            None => None,
+        };
+        let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+        for &address in &config.listen {
+            let failed = |source| ServeError::Listen { address, source };
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            addresses.push(listener.local_addr().map_err(failed)?);
+            listeners.push(listener);
+        }
+        let connections = Arc::new(Semaphore::new(config.connections));
+        Ok(Self { listeners, addresses, tls, connections, drain: config.drain })
+    }
+
+    /// The addresses listened on, in the order of the configuration.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Answers requests until `stop`, then accepts nothing more, lets running requests finish within the drain
+    /// time, and drops what is left.
+    pub async fn run(self, router: Router, stop: CancellationToken) {
+        let graceful = Arc::new(GracefulShutdown::new());
+        let mut accepting = JoinSet::new();
+        for listener in self.listeners {
+            accepting.spawn(accept(Acceptor {
+                listener,
+                tls: self.tls.clone(),
+                connections: Arc::clone(&self.connections),
+                router: router.clone(),
+                graceful: Arc::clone(&graceful),
+                stop: stop.clone(),
+            }));
+        }
+        // Each acceptor ends with the tasks of its connections. They end with this function at the latest.
+        let _open = accepting.join_all().await;
+        let graceful =
+            Arc::into_inner(graceful).expect("the acceptors, which had the other handles, have ended");
+        if timeout(self.drain, graceful.shutdown()).await.is_err() {
+            tracing::warn!(limit = ?self.drain, "requests still running at the end of the drain time were dropped");
+        }
+    }
+}
+
+struct Acceptor {
+    listener: TcpListener,
+    tls: Option<tls::Acceptor>,
+    connections: Arc<Semaphore>,
+    router: Router,
+    graceful: Arc<GracefulShutdown>,
+    stop: CancellationToken,
+}
+
+/// Accepts until the stop; gives back the connections that are open then.
+async fn accept(acceptor: Acceptor) -> JoinSet<()> {
+    let mut open = JoinSet::new();
+    let mut stop = pin!(acceptor.stop.cancelled());
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => return open,
+            Some(_ended) = open.join_next() => continue,
+            accepted = next(&acceptor) => accepted,
+        };
+        match accepted {
+            Ok((stream, permit)) => {
+                let (tls, router) = (acceptor.tls.clone(), acceptor.router.clone());
+                open.spawn(connection(stream, tls, router, acceptor.graceful.watcher(), permit));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The next connection, once there is room for it.
+async fn next(acceptor: &Acceptor) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(&acceptor.connections).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _peer) = acceptor.listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, permit))
+}
+
+async fn connection(
+    stream: TcpStream,
+    tls: Option<tls::Acceptor>,
+    router: Router,
+    watcher: graceful::Watcher,
+    _permit: OwnedSemaphorePermit,
+) {
+    match tls {
+        None => answer(stream, router, watcher).await,
+        Some(acceptor) => match timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => answer(stream, router, watcher).await,
+            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => tracing::debug!("TLS handshake took too long"),
+        },
+    }
+}
+
+/// Speaks HTTP/1.1 or HTTP/2, whichever the client begins with.
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    watcher: graceful::Watcher,
+) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .adaptive_window(true)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_DEADLINE);
+    let connection =
+        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(error, "connection ended");
+    }
+}

@@ -1,0 +1,269 @@
+//! Creating, describing, listing and ending sandboxes.
+
+use std::collections::BTreeMap;
+
+use api::{
+    Acknowledged, CreateSandbox, ErrorBody, KillMany, KillManyResults, KillOutcome, Killed, Queued, Running,
+    Sandbox, SandboxList, SandboxState, Seconds, SetTimeout,
+};
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt, stream};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    App, Create, Filter,
+    auth::Caller,
+    convert::{self, Creation},
+    error::ApiError,
+    idempotency,
+    request::{JsonBody, PathSandbox, Query, RawJson, sandbox_id},
+};
+
+/// Sandboxes on a page if the request does not say, and at most.
+const PAGE: u32 = 100;
+const LONGEST_PAGE: u32 = 1000;
+/// Sandboxes of one request that are torn down at the same time.
+const KILLED_AT_ONCE: usize = 16;
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(get, kill))
+        .routes(routes!(kill_many))
+        .routes(routes!(status))
+        .routes(routes!(set_timeout))
+}
+
+/// Creates a sandbox.
+///
+/// With `Idempotency-Key`, a repeat of the same request answers with the same sandbox for 24 hours.
+/// A template that does not exist is a field of the body that is wrong, so it is 400, not 404.
+#[utoipa::path(
+    post, path = "/sandboxes", tag = "sandboxes", request_body = CreateSandbox,
+    params(("Idempotency-Key" = Option<String>, Header, description = "One random key for each sandbox wanted")),
+    responses(
+        (status = 201, description = "The sandbox is running", body = Sandbox),
+        (status = 400, description = "A field, or an entry of the policy, is wrong; the message names it", body = ErrorBody),
+        (status = 403, description = "`resources` was given", body = ErrorBody),
+        (status = 409, description = "`idempotency_in_progress`, or `template_not_ready`", body = ErrorBody),
+        (status = 422, description = "`idempotency_key_reused`", body = ErrorBody),
+        (status = 429, description = "No more sandboxes fit", body = ErrorBody),
+        (status = 501, description = "A field asks for what this server does not have", body = ErrorBody),
+    )
+)]
+async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    RawJson(body): RawJson,
+) -> Result<Response, ApiError> {
+    let key = idempotency::key(&headers)?;
+    let creation = Creation::from_body(&body)?;
+    let (store, account) = (app.store.clone(), caller.account.clone());
+    idempotency::once(&store, account, key, &body, create_now(app, caller, creation)).await
+}
+
+async fn create_now(app: App, caller: Caller, creation: Creation) -> Result<Sandbox, ApiError> {
+    let Creation { template, timeout, metadata, envs, policy, source, audit, stored, warnings } = creation;
+    let account = caller.account.to_string();
+    let create = Create { account, template, timeout, metadata, envs, policy, audit, stored };
+    let record = app.sandboxes.create(create).await.map_err(|error| ApiError::from_create(error, source))?;
+    Ok(Sandbox { warnings, ..convert::sandbox(record) })
+}
+
+/// Lists the account's sandboxes, newest first. Killed ones only if asked for.
+#[utoipa::path(
+    get, path = "/sandboxes", tag = "sandboxes",
+    params(
+        ("state" = Option<Vec<String>>, Query, description = "Only in these states; `all` means killed ones too"),
+        ("metadata" = Option<String>, Query, description = "Only with these labels: an object, or `key=value`"),
+        ("limit" = Option<u32>, Query, description = "At most this many, up to 1000; default 100"),
+        ("offset" = Option<u32>, Query, description = "After leaving out this many"),
+        ("next_token" = Option<String>, Query, description = "`next_token` of the page before"),
+    ),
+    responses((status = 200, description = "A page", body = SandboxList))
+)]
+async fn list(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<SandboxList>, ApiError> {
+    let limit = query.parsed("limit")?.unwrap_or(PAGE).clamp(1, LONGEST_PAGE);
+    let offset: u32 = match query.parsed("next_token")? {
+        Some(offset) => offset,
+        None => query.parsed("offset")?.unwrap_or(0),
+    };
+    let filter = Filter { states: states(&query)?, metadata: metadata(&query)?, limit, offset };
+    let (records, total) = app.sandboxes.list(&caller.account, filter).await?;
+    let next = offset.saturating_add(u32::try_from(records.len()).unwrap_or(limit));
+    let next_token = (u64::from(next) < total && !records.is_empty()).then(|| next.to_string());
+    let sandboxes = records.into_iter().map(convert::sandbox).collect();
+    Ok(Json(SandboxList { sandboxes, next_token, total }))
+}
+
+/// The words of the states wanted; none means all.
+fn states(query: &Query) -> Result<Vec<String>, ApiError> {
+    let mut wanted = Vec::new();
+    for text in query.all("state").flat_map(|states| states.split(',')).filter(|state| !state.is_empty()) {
+        match text {
+            "all" => return Ok(Vec::new()),
+            "live" => wanted.push(SandboxState::Running),
+            text => {
+                wanted.push(text.parse().map_err(|error| ApiError::bad_request(format!("state: {error}")))?)
+            }
+        }
+    }
+    if wanted.is_empty() {
+        wanted = vec![SandboxState::Creating, SandboxState::Running, SandboxState::Paused];
+    }
+    wanted.sort_unstable();
+    wanted.dedup();
+    Ok(wanted.into_iter().map(|state| state.as_str().to_owned()).collect())
+}
+
+/// `metadata=<object>` and `metadata[key]=value`, all of them.
+fn metadata(query: &Query) -> Result<BTreeMap<String, String>, ApiError> {
+    let mut wanted = BTreeMap::new();
+    for (name, value) in query.iter() {
+        if name == "metadata" && !value.is_empty() {
+            let filter = api::parse_metadata_filter(value);
+            wanted.extend(filter.map_err(|error| ApiError::bad_request(format!("metadata: {error}")))?);
+        } else if let Some(key) = name.strip_prefix("metadata[").and_then(|name| name.strip_suffix(']')) {
+            wanted.insert(key.to_owned(), value.to_owned());
+        }
+    }
+    Ok(wanted)
+}
+
+/// Describes a sandbox, also one that was killed.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}", tag = "sandboxes",
+    params(
+        ("id" = String, Path, description = "The sandbox"),
+        ("timeout" = Option<f64>, Query, description = "Also sets the time limit, if the sandbox is running"),
+    ),
+    responses(
+        (status = 200, description = "The sandbox", body = Sandbox),
+        (status = 404, description = "No such sandbox in this account", body = ErrorBody),
+    )
+)]
+async fn get(
+    State(app): State<App>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    query: Query,
+) -> Result<Json<Sandbox>, ApiError> {
+    let mut record = app.sandboxes.get(&caller.account, &id).await?;
+    // One client's `connect(timeout=…)` has no request of its own for this.
+    if let Some(seconds) = query.parsed("timeout")?
+        && convert::state(&record) == SandboxState::Running
+    {
+        let timeout = Seconds::from_number(seconds)
+            .map_err(|error| ApiError::bad_request(format!("timeout: {error}")))?;
+        app.sandboxes.set_timeout(&caller.account, &id, timeout.rounded_up()).await?;
+        record = app.sandboxes.get(&caller.account, &id).await?;
+    }
+    Ok(Json(convert::sandbox(record)))
+}
+
+/// Kills a sandbox. Nothing of it is kept but its description and its events.
+#[utoipa::path(
+    delete, path = "/sandboxes/{id}", tag = "sandboxes",
+    params(
+        ("id" = String, Path, description = "The sandbox"),
+        ("async" = Option<bool>, Query, description = "Answer at once and tear down in the background"),
+    ),
+    responses(
+        (status = 200, description = "Everything is gone; false if it was before", body = Killed),
+        (status = 202, description = "It is no longer running, and is being torn down", body = Queued),
+        (status = 404, description = "No such sandbox in this account", body = ErrorBody),
+    )
+)]
+async fn kill(
+    State(app): State<App>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    query: Query,
+) -> Result<Response, ApiError> {
+    if query.is_true("async") {
+        app.sandboxes.kill_queued(&caller.account, &id).await?;
+        return Ok((StatusCode::ACCEPTED, Json(Queued { queued: true })).into_response());
+    }
+    let killed = app.sandboxes.kill(&caller.account, &id).await?;
+    Ok(Json(Killed { killed }).into_response())
+}
+
+/// Kills several sandboxes. One that cannot be killed does not stop the others.
+#[utoipa::path(
+    post, path = "/sandboxes/kill-many", tag = "sandboxes", request_body = KillMany,
+    params(("async" = Option<bool>, Query, description = "Answer at once and tear down in the background")),
+    responses((status = 200, description = "What became of each", body = KillManyResults))
+)]
+async fn kill_many(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+    JsonBody(KillMany { sandbox_ids }): JsonBody<KillMany>,
+) -> Json<KillManyResults> {
+    let queue = query.is_true("async");
+    let results = stream::iter(sandbox_ids)
+        .map(|id| {
+            let (app, caller) = (&app, &caller);
+            async move {
+                let outcome = kill_one(app, caller, &id, queue).await;
+                (id, outcome.unwrap_or_else(|error| KillOutcome::Error(error.message)))
+            }
+        })
+        .buffer_unordered(KILLED_AT_ONCE)
+        .collect()
+        .await;
+    Json(KillManyResults { results })
+}
+
+async fn kill_one(app: &App, caller: &Caller, id: &str, queue: bool) -> Result<KillOutcome, ApiError> {
+    let id = sandbox_id(id)?;
+    if queue {
+        app.sandboxes.kill_queued(&caller.account, &id).await?;
+        return Ok(KillOutcome::Queued(true));
+    }
+    Ok(KillOutcome::Killed(app.sandboxes.kill(&caller.account, &id).await?))
+}
+
+/// Says whether a sandbox is running.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/status", tag = "sandboxes",
+    params(("id" = String, Path, description = "The sandbox")),
+    responses(
+        (status = 200, description = "Whether it is", body = Running),
+        (status = 404, description = "No such sandbox in this account", body = ErrorBody),
+    )
+)]
+async fn status(
+    State(app): State<App>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+) -> Result<Json<Running>, ApiError> {
+    let record = app.sandboxes.get(&caller.account, &id).await?;
+    Ok(Json(Running { is_running: convert::state(&record) == SandboxState::Running }))
+}
+
+/// Sets how long a sandbox has from now.
+#[utoipa::path(
+    patch, path = "/sandboxes/{id}/timeout", tag = "sandboxes", request_body = SetTimeout,
+    params(("id" = String, Path, description = "The sandbox")),
+    responses(
+        (status = 200, description = "Set", body = Acknowledged),
+        (status = 404, description = "No such sandbox in this account", body = ErrorBody),
+        (status = 410, description = "It was killed", body = ErrorBody),
+    )
+)]
+async fn set_timeout(
+    State(app): State<App>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    JsonBody(SetTimeout { timeout }): JsonBody<SetTimeout>,
+) -> Result<Json<Acknowledged>, ApiError> {
+    app.sandboxes.set_timeout(&caller.account, &id, timeout.rounded_up()).await?;
+    Ok(Json(Acknowledged { ok: true }))
+}

@@ -1,0 +1,393 @@
+//! A manager that keeps everything in memory. Commands are words with a meaning, see [`Fake::exec`].
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use jiff::Timestamp;
+use server::{
+    CommandInfo, Content, Create, Doing, Entry, EntryKind, Exec, Files, Filter, Output, SandboxError,
+    SandboxId, Sandboxes, Source, WriteInfo,
+};
+use store::SandboxRecord;
+use tokio::{io::AsyncReadExt, sync::Notify};
+
+/// See the module.
+#[derive(Default)]
+pub struct Fake {
+    records: Mutex<BTreeMap<String, SandboxRecord>>,
+    files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    pub created: Mutex<Vec<Create>>,
+    pub ran: Mutex<Vec<Exec>>,
+    pub stdin: Mutex<Vec<(u32, Option<Vec<u8>>)>>,
+    next: AtomicU32,
+    /// Creates wait for this while it is set.
+    pub hold: Mutex<Option<Arc<Notify>>>,
+    /// Commands that began and did not end.
+    pub running: Arc<AtomicUsize>,
+    /// Told when one begins or is dropped.
+    pub changed: Arc<Notify>,
+}
+
+/// Counts a command while it exists.
+struct Running(Arc<AtomicUsize>, Arc<Notify>);
+
+impl Running {
+    fn new(fake: &Fake) -> Self {
+        fake.running.fetch_add(1, Ordering::SeqCst);
+        fake.changed.notify_one();
+        Self(Arc::clone(&fake.running), Arc::clone(&fake.changed))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.1.notify_one();
+    }
+}
+
+impl Fake {
+    pub fn set_state(&self, id: &str, state: &str) {
+        self.records.lock().unwrap().get_mut(id).unwrap().state = state.to_owned();
+    }
+
+    pub fn file(&self, path: &str) -> Option<Vec<u8>> {
+        self.files.lock().unwrap().get(path).cloned()
+    }
+
+    fn find(&self, account: &str, id: &SandboxId) -> Result<SandboxRecord, SandboxError> {
+        let records = self.records.lock().unwrap();
+        records
+            .get(&id.to_string())
+            .filter(|record| record.account == account)
+            .cloned()
+            .ok_or(SandboxError::NotFound)
+    }
+
+    fn usable(&self, account: &str, id: &SandboxId) -> Result<(), SandboxError> {
+        match self.find(account, id)?.state.as_str() {
+            "paused" => Err(SandboxError::Paused),
+            "killed" => Err(SandboxError::Killed),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn output(stdout: &str, exit_code: i32) -> Output {
+    Output { stdout: stdout.into(), exit_code, ..Output::default() }
+}
+
+impl Sandboxes for Fake {
+    fn create(&self, create: Create) -> Doing<'_, SandboxRecord> {
+        Box::pin(async move {
+            let hold = self.hold.lock().unwrap().clone();
+            if let Some(hold) = hold {
+                hold.notified().await;
+            }
+            match create.template.as_str() {
+                "panic" => panic!("as the test asked"),
+                "disk" => {
+                    return Err(SandboxError::Io {
+                        action: "write",
+                        path: "/var/lib/secret/path".into(),
+                        source: std::io::Error::other("no"),
+                    });
+                }
+                "full" => return Err(SandboxError::Limit("sandboxes".to_owned())),
+                "building" => return Err(SandboxError::TemplateNotReady("building".to_owned())),
+                "base" | "python" => {}
+                other => return Err(SandboxError::UnknownTemplate(other.to_owned())),
+            }
+            let id = format!("sbx-{:08}", self.next.fetch_add(1, Ordering::SeqCst));
+            let now = Timestamp::now();
+            let record = SandboxRecord {
+                id: id.clone(),
+                account: create.account.clone(),
+                template_id: create.template.clone(),
+                name: String::new(),
+                state: "running".to_owned(),
+                metadata: create.metadata.clone(),
+                envs: create.envs.clone(),
+                spec: create.stored.clone(),
+                audit_enabled: create.audit,
+                created_at: now,
+                started_at: Some(now),
+                end_at: (!create.timeout.is_zero()).then(|| now + create.timeout),
+                timeout_s: create.timeout.as_secs(),
+                on_timeout: "kill".to_owned(),
+                host: serde_json::Value::Null,
+                generation: 1,
+            };
+            self.created.lock().unwrap().push(create);
+            self.records.lock().unwrap().insert(id, record.clone());
+            Ok(record)
+        })
+    }
+
+    fn get<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, SandboxRecord> {
+        Box::pin(async move { self.find(account, id) })
+    }
+
+    fn list<'a>(&'a self, account: &'a str, filter: Filter) -> Doing<'a, (Vec<SandboxRecord>, u64)> {
+        Box::pin(async move {
+            let records = self.records.lock().unwrap();
+            let all: Vec<_> = records
+                .values()
+                .rev()
+                .filter(|record| record.account == account)
+                .filter(|record| filter.states.is_empty() || filter.states.contains(&record.state))
+                .filter(|record| {
+                    filter.metadata.iter().all(|(key, value)| record.metadata.get(key) == Some(value))
+                })
+                .cloned()
+                .collect();
+            let total = all.len() as u64;
+            Ok((all.into_iter().skip(filter.offset as usize).take(filter.limit as usize).collect(), total))
+        })
+    }
+
+    fn kill<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, bool> {
+        Box::pin(async move {
+            let was = self.find(account, id)?.state;
+            self.set_state(&id.to_string(), "killed");
+            Ok(was != "killed")
+        })
+    }
+
+    fn kill_queued<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()> {
+        Box::pin(async move { self.kill(account, id).await.map(drop) })
+    }
+
+    fn set_timeout<'a>(&'a self, account: &'a str, id: &'a SandboxId, timeout: Duration) -> Doing<'a, ()> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            self.records.lock().unwrap().get_mut(&id.to_string()).unwrap().timeout_s = timeout.as_secs();
+            Ok(())
+        })
+    }
+
+    /// `echo WORDS`, `exit CODE`, `sleep SECONDS`, `hang`, `timeout`, `lost`, `bytes`.
+    fn exec<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, Output> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            self.ran.lock().unwrap().push(exec.clone());
+            let (word, rest) = exec.command.split_once(' ').unwrap_or((&exec.command, ""));
+            let _running = Running::new(self);
+            match word {
+                "echo" => Ok(output(&format!("{rest}\n"), 0)),
+                "exit" => Ok(output("", rest.parse().unwrap())),
+                "sleep" => {
+                    tokio::time::sleep(Duration::from_secs(rest.parse().unwrap())).await;
+                    Ok(output("", 0))
+                }
+                "hang" => std::future::pending().await,
+                "timeout" => {
+                    Ok(Output { stderr: b"partial".to_vec(), timed_out: true, ..output("some", -1) })
+                }
+                "bytes" => Ok(Output { stdout: vec![b'a', 0xff, b'b'], ..output("", 0) }),
+                "lost" => Err(SandboxError::InitUnreachable("gone".to_owned())),
+                other => panic!("no such command: {other}"),
+            }
+        })
+    }
+
+    fn spawn<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, u32> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            self.ran.lock().unwrap().push(exec);
+            Ok(100)
+        })
+    }
+
+    fn wait<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, Output> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            known(pid)?;
+            Ok(output("done\n", 3))
+        })
+    }
+
+    fn commands<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Vec<CommandInfo>> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            let ran = self.ran.lock().unwrap();
+            Ok(ran
+                .iter()
+                .map(|exec| CommandInfo {
+                    pid: 100,
+                    command: exec.command.clone(),
+                    envs: exec.envs.clone(),
+                    background: true,
+                })
+                .collect())
+        })
+    }
+
+    fn kill_command<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, bool> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            Ok(pid == 100)
+        })
+    }
+
+    fn send_stdin<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        pid: u32,
+        data: Vec<u8>,
+    ) -> Doing<'a, ()> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            self.stdin.lock().unwrap().push((pid, Some(data)));
+            known(pid)
+        })
+    }
+
+    fn close_stdin<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, ()> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            self.stdin.lock().unwrap().push((pid, None));
+            known(pid)
+        })
+    }
+
+    fn files<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Box<dyn Files>> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            Ok(Box::new(FakeFiles(Arc::clone(&self.files))) as Box<dyn Files>)
+        })
+    }
+}
+
+fn known(pid: u32) -> Result<(), SandboxError> {
+    match pid {
+        100 => Ok(()),
+        _ => Err(SandboxError::NoSuchCommand(format!("no command {pid}"))),
+    }
+}
+
+/// Files by path; a path that ends in `/` is a directory.
+struct FakeFiles(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+
+impl FakeFiles {
+    fn entry(&self, path: &str) -> Result<Entry, SandboxError> {
+        let files = self.0.lock().unwrap();
+        let name = path.rsplit('/').next().unwrap().to_owned();
+        let entry = |kind, size| Entry { name, path: path.to_owned(), kind, size, mode: 0o644, modified: 0 };
+        if let Some(content) = files.get(path) {
+            return Ok(entry(EntryKind::File, content.len() as u64));
+        }
+        match files.keys().any(|key| key.starts_with(&format!("{path}/"))) {
+            true => Ok(entry(EntryKind::Directory, 0)),
+            false => Err(SandboxError::FileNotFound(path.to_owned())),
+        }
+    }
+
+    fn check(path: &str, user: Option<&str>) -> Result<(), SandboxError> {
+        match (path.starts_with('/'), user) {
+            (false, _) => Err(SandboxError::InvalidPath(path.to_owned())),
+            (true, None | Some("user" | "root")) => Ok(()),
+            (true, Some(other)) => Err(SandboxError::UnknownUser(other.to_owned())),
+        }
+    }
+}
+
+impl Files for FakeFiles {
+    fn read<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, (u64, Content)> {
+        Box::pin(async move {
+            Self::check(path, user)?;
+            if self.entry(path)?.kind == EntryKind::Directory {
+                return Err(SandboxError::IsDirectory(path.to_owned()));
+            }
+            let content = self.0.lock().unwrap()[path].clone();
+            Ok((content.len() as u64, Box::pin(stream::once(async { Ok(Bytes::from(content)) })) as Content))
+        })
+    }
+
+    fn write<'a>(
+        &'a self,
+        path: &'a str,
+        user: Option<&'a str>,
+        _limit: u64,
+        mut source: Source,
+    ) -> Doing<'a, WriteInfo> {
+        Box::pin(async move {
+            Self::check(path, user)?;
+            if path.starts_with("/full/") {
+                return Err(SandboxError::NoSpace("no space left".to_owned()));
+            }
+            let (mut all, mut size, mut chunk) = (Vec::new(), 0, vec![0; 1 << 16]);
+            while let read @ 1.. = source.read(&mut chunk).await.map_err(SandboxError::Source)? {
+                size += read as u64;
+                if !path.starts_with("/count/") {
+                    all.extend_from_slice(&chunk[..read]);
+                }
+            }
+            self.0.lock().unwrap().insert(path.to_owned(), all);
+            Ok(WriteInfo { path: path.to_owned(), size })
+        })
+    }
+
+    fn list<'a>(&'a self, path: &'a str, user: Option<&'a str>, _depth: u32) -> Doing<'a, Vec<Entry>> {
+        Box::pin(async move {
+            Self::check(path, user)?;
+            if self.entry(path)?.kind == EntryKind::File {
+                return Err(SandboxError::NotDirectory(path.to_owned()));
+            }
+            let paths: Vec<_> = self.0.lock().unwrap().keys().cloned().collect();
+            paths
+                .iter()
+                .filter(|key| key.starts_with(&format!("{path}/")))
+                .map(|key| self.entry(key))
+                .collect()
+        })
+    }
+
+    fn info<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, Entry> {
+        Box::pin(async move {
+            Self::check(path, user)?;
+            self.entry(path)
+        })
+    }
+
+    fn exists<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool> {
+        Box::pin(async move {
+            Self::check(path, user)?;
+            Ok(self.entry(path).is_ok())
+        })
+    }
+
+    fn remove<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool> {
+        Box::pin(async move {
+            Self::check(path, user)?;
+            Ok(self.0.lock().unwrap().remove(path).is_some())
+        })
+    }
+
+    fn rename<'a>(&'a self, from: &'a str, to: &'a str, user: Option<&'a str>) -> Doing<'a, Entry> {
+        Box::pin(async move {
+            Self::check(from, user)?;
+            self.entry(from)?;
+            let content = self.0.lock().unwrap().remove(from).unwrap();
+            self.0.lock().unwrap().insert(to.to_owned(), content);
+            self.entry(to)
+        })
+    }
+
+    fn mkdir<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool> {
+        Box::pin(async move {
+            Self::check(path, user)?;
+            Ok(self.entry(path).is_err()
+                && self.0.lock().unwrap().insert(format!("{path}/"), Vec::new()).is_none())
+        })
+    }
+}

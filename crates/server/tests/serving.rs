@@ -1,0 +1,167 @@
+//! Listening, speaking and stopping, over real connections.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
+
+use axum::{body::Body, http::Request};
+use common::Lab;
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use server::{ServeConfig, ServeError, Server, TlsFiles};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct Running {
+    lab: Lab,
+    address: SocketAddr,
+    stop: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+async fn start(change: impl FnOnce(&mut ServeConfig)) -> Running {
+    let lab = Lab::new().await;
+    let mut config = ServeConfig { listen: vec!["127.0.0.1:0".parse().unwrap()], ..ServeConfig::default() };
+    change(&mut config);
+    let server = Server::bind(&config).await.unwrap();
+    let (address, stop) = (server.addresses()[0], CancellationToken::new());
+    let server = tokio::spawn(server.run(lab.router.clone(), stop.clone()));
+    Running { lab, address, stop, server }
+}
+
+impl Running {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// The head and body of a POST, as text.
+    fn post(&self, path: &str, body: &str) -> String {
+        let (key, length) = (&self.lab.alice, body.len());
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+    }
+
+    /// Waits until so many commands run.
+    async fn commands(&self, count: usize) {
+        let reached = async {
+            while self.lab.fake.running.load(Ordering::SeqCst) != count {
+                self.lab.fake.changed.notified().await;
+            }
+        };
+        timeout(DEADLINE, reached).await.expect("the number of commands is reached");
+    }
+}
+
+async fn read_all(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    timeout(DEADLINE, stream.read_to_end(&mut text)).await.expect("the server closes").unwrap();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[tokio::test]
+async fn a_command_in_the_foreground_is_killed_when_its_client_disconnects() {
+    let running = start(|_| {}).await;
+    let path = format!("/sandboxes/{}/commands", running.lab.sandbox().await);
+    let mut client = running.connect().await;
+    client.write_all(running.post(&path, r#"{"cmd":"hang"}"#).as_bytes()).await.unwrap();
+    running.commands(1).await;
+    drop(client);
+    running.commands(0).await;
+}
+
+#[tokio::test]
+async fn http1_and_http2_are_spoken_on_the_same_port() {
+    let running = start(|_| {}).await;
+    let mut client = running.connect().await;
+    client.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let answer = read_all(&mut client).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(r#""status":"ok""#), "{answer}");
+
+    let io = TokioIo::new(running.connect().await);
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let url = format!("http://{}/health", running.address);
+    let response = send.send_request(Request::get(url).body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.version()), (200, hyper::Version::HTTP_2));
+    assert!(!response.into_body().collect().await.unwrap().to_bytes().is_empty());
+}
+
+#[tokio::test]
+async fn a_stop_lets_running_requests_finish_and_accepts_no_more() {
+    let running = start(|_| {}).await;
+    let path = format!("/sandboxes/{}/commands", running.lab.sandbox().await);
+    let (mut busy, mut idle) = (running.connect().await, running.connect().await);
+    idle.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut first = [0; 8];
+    timeout(DEADLINE, idle.read_exact(&mut first)).await.unwrap().unwrap();
+    busy.write_all(running.post(&path, r#"{"cmd":"sleep 1"}"#).as_bytes()).await.unwrap();
+    running.commands(1).await;
+
+    running.stop.cancel();
+    read_all(&mut idle).await;
+    assert_eq!(running.lab.fake.running.load(Ordering::SeqCst), 1, "the idle connection closes first");
+    let answer = read_all(&mut busy).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(r#""exit_code":0"#), "{answer}");
+    timeout(DEADLINE, running.server).await.expect("the server ends").unwrap();
+    assert!(TcpStream::connect(running.address).await.is_err());
+}
+
+#[tokio::test]
+async fn what_runs_longer_than_the_drain_time_is_dropped() {
+    let running = start(|config| config.drain = Duration::from_millis(100)).await;
+    let path = format!("/sandboxes/{}/commands", running.lab.sandbox().await);
+    let mut client = running.connect().await;
+    client.write_all(running.post(&path, r#"{"cmd":"hang"}"#).as_bytes()).await.unwrap();
+    running.commands(1).await;
+    running.stop.cancel();
+    running.commands(0).await;
+    read_all(&mut client).await;
+    timeout(DEADLINE, running.server).await.expect("the server ends").unwrap();
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_wait_for_their_turn() {
+    let running = start(|config| config.connections = 1).await;
+    let first = running.connect().await;
+    let mut second = running.connect().await;
+    second.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut byte = [0];
+    assert!(timeout(Duration::from_millis(200), second.read(&mut byte)).await.is_err(), "no answer yet");
+    drop(first);
+    assert!(read_all(&mut second).await.contains("200 OK"));
+}
+
+#[tokio::test]
+async fn malformed_http_closes_the_connection_and_no_other() {
+    let running = start(|_| {}).await;
+    let mut bad = running.connect().await;
+    bad.write_all(b"\x16\x03\x01\x02\x00 not HTTP\r\n\r\n").await.unwrap();
+    read_all(&mut bad).await;
+    let mut good = running.connect().await;
+    good.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    assert!(read_all(&mut good).await.contains("200 OK"));
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_listen_says_where() {
+    let running = start(|_| {}).await;
+    let taken = ServeConfig { listen: vec![running.address], ..ServeConfig::default() };
+    let error = Server::bind(&taken).await.unwrap_err().to_string();
+    assert!(error.contains(&running.address.to_string()), "{error}");
+    let nowhere = ServeConfig { listen: Vec::new(), ..ServeConfig::default() };
+    assert!(matches!(Server::bind(&nowhere).await, Err(ServeError::NoAddress)));
+    let files = TlsFiles { certificate: "/no/such/cert.pem".into(), key: "/no/such/key.pem".into() };
+    let no_files = ServeConfig { tls: Some(files), ..ServeConfig::default() };
+    assert!(Server::bind(&no_files).await.unwrap_err().to_string().contains("/no/such/cert.pem"));
+}
