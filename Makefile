@@ -20,7 +20,7 @@ help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: deps build ## Lock a sandbox to one host and watch what happens to everything else
-	@$(RELEASE)/bailiwick demo
+	@cargo build --release --package xtask --quiet && $(RELEASE)/bailiwick template build --templates-dir $(TEMPLATES) python && $(RELEASE)/xtask demo --templates $(TEMPLATES)
 
 build: deps ## Build the program (release)
 	cargo build --release

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import time
 import urllib.parse
@@ -83,36 +84,57 @@ class Lab:
         return [line for line in self._lines(self.queries) if needle in line["name"]]
 
 
-def _start(arguments: list[str]) -> tuple[subprocess.Popen, dict[str, str]]:
-    program = os.environ.get("BAILIWICK_XTASK")
-    command = [program] if program else ["cargo", "xtask"]
-    process = subprocess.Popen(
-        [*command, "lab", "up", *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
-    variables: dict[str, str] = {}
-    assert process.stdout
-    for line in process.stdout:
-        line = line.strip()
-        if line == "ready":
-            return process, variables
-        if line.startswith("export "):
-            name, _, value = line.removeprefix("export ").partition("=")
-            variables[name] = value.strip("'\"")
-    raise RuntimeError(f"the lab ended before it was ready, with exit code {process.wait()}")
+class Process:
+    """`xtask lab up`, and what can be done to it."""
+
+    def __init__(self, *arguments: str):
+        program = os.environ.get("BAILIWICK_XTASK")
+        command = [program] if program else ["cargo", "xtask"]
+        templates = os.environ.get("BAILIWICK_TEST_TEMPLATES")
+        shared = ["--templates", templates] if templates else []
+        self.child = subprocess.Popen(
+            [*command, "lab", "up", *shared, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        self.variables = self.wait_until("ready")
+
+    def wait_until(self, state: str) -> dict[str, str]:
+        """Reads until the lab says `state`; gives the variables it printed before."""
+        variables: dict[str, str] = {}
+        assert self.child.stdout
+        for line in self.child.stdout:
+            line = line.strip()
+            if line == state:
+                return variables
+            if line.startswith("export "):
+                name, _, value = line.removeprefix("export ").partition("=")
+                variables[name] = value.strip("'\"")
+        raise RuntimeError(f"the lab ended before it was {state}, with exit code {self.child.wait()}")
+
+    def kill_daemon(self) -> None:
+        """SIGKILL to the daemon; nothing is tidied up."""
+        self.child.send_signal(signal.SIGUSR1)
+        self.wait_until("killed")
+
+    def restart_daemon(self) -> None:
+        """Starts the daemon again, on the same data."""
+        self.child.send_signal(signal.SIGUSR2)
+        self.wait_until("ready")
+
+    def end(self) -> None:
+        """Ends the lab with everything in it."""
+        self.child.terminate()
+        self.child.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
+def lab():
     """The lab, up for the session."""
-    templates = os.environ.get("BAILIWICK_TEST_TEMPLATES")
-    arguments = ["--templates", templates] if templates else []
-    process, variables = _start(arguments)
-    os.environ.update({name: value for name, value in variables.items() if name.startswith("DECLAW_")})
+    process = Process()
+    os.environ.update({name: value for name, value in process.variables.items() if name.startswith("DECLAW_")})
     try:
-        yield Lab(variables)
+        yield Lab(process.variables)
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        process.end()
 
 
 @pytest.fixture

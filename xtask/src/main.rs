@@ -1,5 +1,7 @@
 //! Developer commands: `cargo xtask <command>`.
 
+mod demo;
+mod lab;
 mod layers;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -20,12 +22,19 @@ enum Command {
     ///
     /// The rules are in xtask/layers.toml and deny.toml.
     Layers,
+    /// Namespaced laboratories: a small internet with the built daemon in it.
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
+    /// Lock a sandbox to one host, try to get out, and show what decided.
+    Demo(demo::DemoArgs),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let root = root();
     match Arguments::parse().command {
         Command::Layers => layers::run(&root),
+        Command::Lab(command) => lab::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -27,7 +27,12 @@ impl Client {
     }
 
     /// One call; gives the status and the body as JSON (null when it is empty or not JSON).
-    pub async fn call(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value)> {
+    pub async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(StatusCode, Value)> {
         let bytes = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
         self.send(method, path, "application/json", bytes).await
     }
@@ -44,15 +49,22 @@ impl Client {
     /// Writes a file inside a sandbox.
     pub async fn write(&mut self, sandbox: &str, path: &str, content: &'static str) -> Result<()> {
         let target = format!("/sandboxes/{sandbox}/files/raw?path={path}");
-        let (status, answer) =
-            self.send(Method::PUT, &target, "application/octet-stream", Bytes::from_static(content.as_bytes())).await?;
+        let (status, answer) = self
+            .send(Method::PUT, &target, "application/octet-stream", Bytes::from_static(content.as_bytes()))
+            .await?;
         if !status.is_success() {
             bail!("writing {path}: {status}: {answer}");
         }
         Ok(())
     }
 
-    async fn send(&mut self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<(StatusCode, Value)> {
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Value)> {
         let request = Request::builder()
             .method(method)
             .uri(path)

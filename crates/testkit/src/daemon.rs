@@ -28,7 +28,6 @@ pub struct Daemon {
     log: PathBuf,
 }
 
-#[expect(clippy::disallowed_types, reason = "the lab starts the program under test")]
 type Child = std::process::Child;
 #[expect(clippy::disallowed_types, reason = "the lab starts the program under test")]
 type Command = std::process::Command;

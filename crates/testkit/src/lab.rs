@@ -47,15 +47,11 @@ impl Lab {
             // Every address of the node, so that a hole to any of them shows.
             StdListener::bind((Ipv4Addr::UNSPECIFIED, NODE_SERVICE_PORT))
         })??;
-        let listener = StdListener::bind(config.listen)
-            .with_context(|| format!("listening on {}", config.listen))?;
+        let listener =
+            StdListener::bind(config.listen).with_context(|| format!("listening on {}", config.listen))?;
         let api = listener.local_addr()?;
-        let daemon = Daemon::start_on_node(
-            &config.program,
-            &config.directory,
-            config.templates.as_deref(),
-            &world,
-        )?;
+        let daemon =
+            Daemon::start_on_node(&config.program, &config.directory, config.templates.as_deref(), &world)?;
         spawn_node_thread(&world, listener, service)?;
         Ok(Self { daemon, api, world })
     }

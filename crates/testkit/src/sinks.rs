@@ -162,7 +162,8 @@ fn describe(packet: &[u8]) -> Option<serde_json::Value> {
         }
         _ => return None,
     };
-    let own_link = destination.is_multicast() || matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let own_link =
+        destination.is_multicast() || matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let neighbour_discovery = protocol == 58 && matches!(packet.get(40), Some(133..=137));
     if protocol == 6 || protocol == 17 || own_link || neighbour_discovery {
         return None;

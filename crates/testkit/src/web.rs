@@ -29,7 +29,12 @@ pub(crate) struct Visit {
 }
 
 /// Serves one connection: TLS, HTTP/1, or raw bytes that are echoed. Everything said is logged.
-pub(crate) async fn serve(stream: TcpStream, visit: Visit, tls: tls::LeafAcceptor, log: Log) -> io::Result<()> {
+pub(crate) async fn serve(
+    stream: TcpStream,
+    visit: Visit,
+    tls: tls::LeafAcceptor,
+    log: Log,
+) -> io::Result<()> {
     let mut stream = stream;
     if let Some(banner) = banner(visit.destination.port()) {
         stream.write_all(banner).await?;
@@ -116,7 +121,8 @@ async fn respond(
         }),
     ));
     let host = headers.get("host").cloned().unwrap_or_default();
-    if let Some(count) = head.uri.path().strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok()) {
+    if let Some(count) = head.uri.path().strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok())
+    {
         return Response::new(Full::new(Bytes::from(vec![b'b'; count.min(MAX_BYTES)])));
     }
     let answer = serde_json::json!({
@@ -124,7 +130,9 @@ async fn respond(
         "destination": visit.destination.to_string(), "body_length": body.len(),
     });
     let mut response = Response::new(Full::new(Bytes::from(format!("{answer}\n"))));
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
     response
 }
 

@@ -48,7 +48,8 @@ impl World {
     pub fn build(zone: Zone, directory: &Path) -> Result<Self> {
         let sink_log = Log::create(&directory.join("sinks.jsonl"))?;
         let query_log = Log::create(&directory.join("dns.jsonl"))?;
-        let authority = tls::Authority::generate("Bailiwick lab").context("the lab's certificate authority")?;
+        let authority =
+            tls::Authority::generate("Bailiwick lab").context("the lab's certificate authority")?;
         let ca_path = directory.join("ca.pem");
         fs::write(&ca_path, authority.pem()).with_context(|| format!("writing {}", ca_path.display()))?;
         let acceptor = authority.into_acceptor()?;
@@ -61,12 +62,19 @@ impl World {
         node.run(link_node)?.context("linking the node")?;
 
         // Everything listens before anything is served, so that nobody comes too early.
-        let (sinks, (udp, tcp)) =
-            world.run(|| anyhow::Ok((Sinks::open()?, dns_sockets()?)))?.context("opening the world's sockets")?;
+        let (sinks, (udp, tcp)) = world
+            .run(|| anyhow::Ok((Sinks::open()?, dns_sockets()?)))?
+            .context("opening the world's sockets")?;
 
         let (stop, _) = tokio::sync::watch::channel(false);
-        let this =
-            Self { node, _world: world.try_clone()?, sinks: sink_log, queries: query_log.clone(), ca_path, stop };
+        let this = Self {
+            node,
+            _world: world.try_clone()?,
+            sinks: sink_log,
+            queries: query_log.clone(),
+            ca_path,
+            stop,
+        };
         let log = this.sinks.clone();
         this.spawn_in(world, "lab-world", move || async move {
             sinks.spawn(&acceptor, &log)?;

@@ -155,8 +155,7 @@ mod tests {
 
     #[test]
     fn a_rotating_name_gives_one_record_after_the_other() {
-        let zone: Zone =
-            "r.test A 203.0.113.1\nr.test A 169.254.169.254\nr.test ROTATE".parse().unwrap();
+        let zone: Zone = "r.test A 203.0.113.1\nr.test A 169.254.169.254\nr.test ROTATE".parse().unwrap();
         let first = zone.lookup("r.test").unwrap();
         let second = zone.lookup("r.test").unwrap();
         assert_eq!((first.len(), second.len()), (1, 1));

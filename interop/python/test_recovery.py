@@ -1,0 +1,146 @@
+"""What is left, and what passes, when the daemon dies without warning."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+
+import pytest
+
+import conftest
+import probes
+
+ALLOWED = "104.16.1.1"
+
+
+@pytest.fixture
+def fragile():
+    """A lab of its own, whose daemon is killed."""
+    process = conftest.Process()
+    try:
+        yield process, conftest.Lab(process.variables)
+    finally:
+        process.end()
+
+
+def create(lab, **body) -> str:
+    status, made = lab.request("POST", "/sandboxes", {"template": "python", "timeout": 300, **body})
+    assert status == 201, made
+    return made["sandbox_id"]
+
+
+def command(lab, sandbox: str, cmd: str, **body):
+    status, done = lab.request("POST", f"/sandboxes/{sandbox}/commands", {"cmd": cmd, "timeout": 60, **body})
+    assert status == 200, done
+    return done
+
+
+#: Writes a line for each attempt to send the token, for ever.
+CHATTER = """
+import socket, time
+while True:
+    for address in [("104.16.1.1", 80), ("185.199.109.66", 80)]:
+        try:
+            connection = socket.create_connection(address, 2)
+            connection.sendall(b"GET /{token} HTTP/1.1\\r\\nHost: allowed.test\\r\\n\\r\\n")
+            connection.recv(100)
+            outcome = "passed"
+        except OSError as error:
+            outcome = type(error).__name__
+        with open("/tmp/attempts", "a") as log:
+            log.write(f"{{address[0]}} {{outcome}}\\n")
+    time.sleep(0.05)
+"""
+
+
+def test_nothing_passes_while_the_daemon_is_dead_and_the_next_one_adopts(fragile):
+    process, lab = fragile
+    box = create(lab, network={"allow_out": ["allowed.test"]})
+    token = probes.canary()
+    lab.request(
+        "PUT", f"/sandboxes/{box}/files/raw?path=/tmp/chatter.py", raw=CHATTER.format(token=token).encode(),
+        headers={"Content-Type": "application/octet-stream"},
+    )
+    command(lab, box, "getent hosts allowed.test")
+    command(lab, box, "python3 /tmp/chatter.py", background=True)
+    deadline = time.monotonic() + conftest.PATIENCE
+    while not lab.seen(token):
+        assert time.monotonic() < deadline, "the permitted twin does not pass"
+    process.kill_daemon()
+    quiet_from = len(lab.sink_lines())
+    # The program inside goes on trying; give it time for a good many attempts.
+    time.sleep(2)
+    assert [line for line in lab.sink_lines()[quiet_from:] if line["kind"] != "packet"] == []
+    process.restart_daemon()
+    status, info = lab.request("GET", f"/sandboxes/{box}")
+    assert status == 200 and info["state"] == "running", info
+    attempts = command(lab, box, "cat /tmp/attempts")["stdout"].splitlines()
+    assert "104.16.1.1 passed" in attempts
+    assert not [line for line in attempts if line.startswith("185.199.109.66") and "passed" in line]
+    # Adopted with its policy: the listed host passes again, the other does not.
+    command(lab, box, "getent hosts allowed.test")
+    answer = command(lab, box, f"python3 -c \"import socket; socket.create_connection(('{ALLOWED}', 80), 5)\"")
+    assert answer["exit_code"] == 0, answer
+    refused = command(lab, box, "python3 -c \"import socket; socket.create_connection(('185.199.109.66', 80), 5)\"")
+    assert "ConnectionRefusedError" in refused["stderr"], refused
+
+
+def test_a_timeout_is_kept_across_a_restart(fragile):
+    process, lab = fragile
+    short = create(lab, timeout=4)
+    long = create(lab, timeout=300)
+    process.kill_daemon()
+    process.restart_daemon()
+    deadline = time.monotonic() + conftest.PATIENCE
+    while lab.request("GET", f"/sandboxes/{short}")[1]["state"] != "killed":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert lab.request("GET", f"/sandboxes/{long}")[1]["state"] == "running"
+
+
+def leftovers(data: pathlib.Path) -> dict[str, list[str]]:
+    """What of sandboxes is on the machine: directories, cgroups, mounts, processes."""
+    cgroups = [str(path) for path in pathlib.Path("/sys/fs/cgroup").rglob("sbx-*")]
+    mounts = [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if "sbx-" in line]
+    inits = []
+    for process in pathlib.Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if b"bailiwick-init" in (process / "cmdline").read_bytes():
+                    inits.append(process.name)
+            except OSError:
+                continue
+    directories = [str(path) for path in data.rglob("sbx-*")]
+    return {"cgroups": cgroups, "mounts": mounts, "inits": inits, "directories": directories}
+
+
+def test_nothing_of_a_killed_sandbox_is_left(fragile):
+    _, lab = fragile
+    data = pathlib.Path(lab.variables["BAILIWICK_LAB_DATA"])
+    before = leftovers(data)
+    descriptors = len(os.listdir(f"/proc/{lab.variables['BAILIWICK_LAB_DAEMON_PID']}/fd"))
+    boxes = [
+        create(lab, network=network)
+        for network in [{"allow_out": ["allowed.test"]}, {"allow_out": ["1.1.1.1"]}, {"deny_out": ["0.0.0.0/0"]}, None]
+    ]
+    for box in boxes:
+        command(lab, box, "sleep 1000", background=True)
+    assert len(leftovers(data)["inits"]) == len(before["inits"]) + len(boxes)
+    for box in boxes:
+        assert lab.request("DELETE", f"/sandboxes/{box}")[1] == {"killed": True}
+    assert leftovers(data) == before
+    assert len(os.listdir(f"/proc/{lab.variables['BAILIWICK_LAB_DAEMON_PID']}/fd")) <= descriptors + 4
+
+
+def test_a_second_daemon_on_the_same_directory_is_refused(fragile):
+    import subprocess
+
+    _, lab = fragile
+    program = pathlib.Path(f"/proc/{lab.variables['BAILIWICK_LAB_DAEMON_PID']}/exe").readlink()
+    second = subprocess.run(
+        [program, "--data-dir", lab.variables["BAILIWICK_LAB_DATA"], "serve", "--listen", "127.0.0.1:0"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )
+    assert second.returncode == 1
+    assert lab.variables["BAILIWICK_LAB_DATA"] in second.stderr and "pid" in second.stderr.lower()
