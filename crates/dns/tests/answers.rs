@@ -1,5 +1,7 @@
 //! What a sandbox gets for its queries, and what its queries cause.
 
+#![allow(clippy::unwrap_used, reason = "a test panics on what it does not expect")]
+
 mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};

@@ -1,5 +1,7 @@
 //! The loops over real sockets.
 
+#![allow(clippy::unwrap_used, reason = "a test panics on what it does not expect")]
+
 mod support;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -49,8 +49,7 @@ impl<E: Egress> Connection<E> {
         }
         let server_may_be_first = self.server_may_be_first(&in_force);
         let deadline = Instant::now() + self.limits.peek_timeout;
-        let patience =
-            if server_may_be_first { Instant::now() + self.limits.server_first } else { deadline };
+        let patience = if server_may_be_first { Instant::now() + self.limits.server_first } else { deadline };
         let mut bytes = Vec::new();
         let mut opening =
             opening::read(&mut *client, &mut bytes, self.limits.peek_bytes, patience, deadline).await;
@@ -124,7 +123,7 @@ impl<E: Egress> Connection<E> {
     async fn relay(&self, mut client: Socket, permit: Permit, first: &[u8]) {
         let entry = self.entry();
         let _ongoing = Ongoing::start(&self.egress, entry, permit.event());
-        let Some(Dialled { socket: mut server, hold: _hold }) = self.dial(&permit).await else { return };
+        let Some(Dialled { socket: mut server, hold: _hold, .. }) = self.dial(&permit).await else { return };
         if !send(&mut server, first, entry).await {
             return;
         }
@@ -147,10 +146,10 @@ impl<E: Egress> Connection<E> {
         };
         let entry = self.entry();
         let _ongoing = Ongoing::start(&self.egress, entry, permit.event());
-        let Dialled { socket: mut server, hold: _hold } = self.dial(&permit).await?;
-        let (mut client_read, client_write) = client.split();
-        let (server_read, mut server_write) = server.split();
-        let mut down = Direction::new(server_read, client_write, &entry.down);
+        let Dialled { socket: mut server, hold: _hold, .. } = self.dial(&permit).await?;
+        let (mut client_read, mut client_write) = client.split();
+        let (mut server_read, mut server_write) = server.split();
+        let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
         let opening = {
             let opening =
                 opening::read_late(&mut client_read, bytes, self.limits.peek_bytes, self.limits.peek_timeout);
@@ -170,8 +169,8 @@ impl<E: Egress> Connection<E> {
                     return None;
                 }
                 entry.up.fetch_add(relay::count(bytes.len()), Ordering::Relaxed);
-                let up = Direction::new(client_read, server_write, &entry.up);
-                if relay::both(up, down).await == Ended::Cleanly {
+                let up = Direction::new(&mut client_read, &mut server_write, &entry.up);
+                if relay::both(up, &mut down).await == Ended::Cleanly {
                     client.finish();
                     server.finish();
                 }

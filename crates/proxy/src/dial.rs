@@ -13,6 +13,7 @@ use crate::{Egress, Hold, decision::Permit, socket::Socket};
 /// A connection to the destination, and what keeps its binding alive.
 pub(crate) struct Dialled {
     pub(crate) socket: Socket,
+    pub(crate) address: IpAddr,
     pub(crate) hold: Hold,
 }
 
@@ -32,7 +33,7 @@ pub(crate) async fn dial<E: Egress>(
         }
         let hold = egress.hold(address);
         match timeout_at(deadline, Socket::connect(SocketAddr::new(address, permit.port))).await {
-            Ok(Ok(socket)) => return Ok(Dialled { socket, hold }),
+            Ok(Ok(socket)) => return Ok(Dialled { socket, address, hold }),
             Ok(Err(error)) => last = error,
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         }

@@ -1,3 +1,462 @@
-//! HTTP.
-use crate::{Egress, connection::Connection, socket::Socket};
-pub(crate) async fn run<E: Egress>(_c: &Connection<E>, _client: Socket, _bytes: Vec<u8>) {}
+//! HTTP/1: every request of a connection is judged, and its head written anew.
+//!
+//! One connection is for one host, the one of its first request. Responses are not read but relayed as they are,
+//! except the answer to an offer of WebSocket: only after a 101 may the client go on without being judged. An offer
+//! on a later request is not passed on, because where its answer begins is not known then.
+
+use std::{
+    future::{Future, poll_fn},
+    net::IpAddr,
+    pin::pin,
+    sync::atomic::Ordering,
+    task::Poll,
+    time::Duration,
+};
+
+use policy::{HostName, NameSource, Reason};
+use sniff::{
+    Progress,
+    http::{
+        Body, BodyEvent, BodyReader, HeadLimits, LAST_CHUNK, RequestHead, RequestReader, ResponseReader,
+        Upgrade, chunk_header,
+    },
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::tcp::{ReadHalf, WriteHalf},
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    Egress,
+    connection::{Claim, Connection},
+    decision::{self, Permit, Refusal},
+    dial::Dialled,
+    flows::{Entry, Ongoing},
+    opening::{self, read_some},
+    refusal::{self, Language},
+    relay::{self, Direction, Ended, Failed},
+    socket::Socket,
+};
+
+/// How long the responses to earlier requests may take after a request was refused.
+const LAST_RESPONSES: Duration = Duration::from_secs(10);
+/// How long a server may take to answer an offer of WebSocket.
+const UPGRADE: Duration = Duration::from_secs(60);
+
+/// Handles a connection that begins with an HTTP/1 request; `bytes` is what was read of it.
+pub(crate) async fn run<E: Egress>(connection: &Connection<E>, mut client: Socket, mut bytes: Vec<u8>) {
+    let request = match next_request(&mut *client, &mut bytes, connection).await {
+        Ok(Some(request)) => request,
+        Ok(None) => return,
+        Err(reason) => {
+            let refusal = connection.refusal(reason, None, NameSource::None);
+            return connection.refuse(client, Language::Http, &refusal).await;
+        }
+    };
+    let judged = match asked_host(connection, &request) {
+        Ok(host) => connection.settle(&host.claim()).await.map(|permit| (host, permit)),
+        Err(refusal) => Err(refusal),
+    };
+    let (host, permit) = match judged {
+        Ok(judged) => judged,
+        Err(refusal) => return connection.refuse(client, Language::Http, &refusal).await,
+    };
+    let ongoing = Some(Ongoing::start(&connection.egress, connection.entry(), permit.event()));
+    let Some(Dialled { socket: server, address, hold: _hold }) = connection.dial(&permit).await else {
+        return;
+    };
+    Session { connection, host, permit, address, bytes, ongoing }.run(client, server, request).await;
+}
+
+/// The host that a request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Name(HostName),
+    /// The address that the client connected to.
+    Address,
+}
+
+impl Host {
+    fn claim(&self) -> Claim {
+        match self {
+            Self::Name(name) => Claim::Name { name: name.clone(), source: NameSource::Host, ech: false },
+            Self::Address => Claim::Nothing,
+        }
+    }
+
+    fn name(&self) -> Option<&HostName> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Address => None,
+        }
+    }
+}
+
+/// A connection whose first request was permitted.
+struct Session<'c, E: Egress> {
+    connection: &'c Connection<E>,
+    host: Host,
+    permit: Permit,
+    /// Where the server is.
+    address: IpAddr,
+    /// What was read from the client and not yet handled.
+    bytes: Vec<u8>,
+    /// The event of the current request.
+    ongoing: Option<Ongoing<E>>,
+}
+
+/// Why the client's side of a connection came to its end.
+enum UpEnd {
+    /// It ended its stream between two requests.
+    Closed,
+    /// It went away inside a request.
+    Broken,
+    /// The server takes no more.
+    ServerGone,
+    /// It sent a request that is refused.
+    Refused(Refusal),
+}
+
+impl<E: Egress> Session<'_, E> {
+    async fn run(mut self, mut client: Socket, mut server: Socket, request: RequestHead) {
+        let entry = self.connection.entry();
+        let offers = request.upgrade == Some(Upgrade::WebSocket) && request.body == Body::None;
+        let refused = {
+            let (mut client_read, mut client_write) = client.split();
+            let (mut server_read, mut server_write) = server.split();
+            if offers {
+                match self.offer(&request, &mut server_read, &mut server_write, &mut client_write).await {
+                    Some(Answer::Switched) => {
+                        let up = Direction::new(&mut client_read, &mut server_write, &entry.up);
+                        let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
+                        if relay::both(up, &mut down).await == Ended::Cleanly {
+                            client.finish();
+                            server.finish();
+                        }
+                        return;
+                    }
+                    Some(Answer::Declined) => {}
+                    None => return,
+                }
+            }
+            let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down).without_end();
+            let first = (!offers).then_some(request);
+            let end = {
+                let up = pin!(self.requests(first, &mut client_read, &mut server_write));
+                until_either(up, &mut down).await
+            };
+            match end {
+                // The server has closed, as it may after any response.
+                Either::Down(Ok(())) => None,
+                Either::Down(Err(_)) | Either::Up(UpEnd::Broken) => return,
+                Either::Up(UpEnd::Closed) => {
+                    if server_write.shutdown().await.is_err() || down.run().await.is_err() {
+                        return;
+                    }
+                    None
+                }
+                // It may have said why before it stopped reading.
+                Either::Up(UpEnd::ServerGone) => {
+                    if down.run().await.is_err() {
+                        return;
+                    }
+                    None
+                }
+                Either::Up(UpEnd::Refused(refusal)) => {
+                    self.connection.egress.record(refusal.event());
+                    // The client gets the responses that are still due before the refusal.
+                    let _ = server_write.shutdown().await;
+                    if let Ok(Err(Failed::Write)) = timeout(LAST_RESPONSES, down.run()).await {
+                        return;
+                    }
+                    Some(refusal)
+                }
+            }
+        };
+        server.finish();
+        drop(self.ongoing);
+        match refused {
+            Some(refusal) => refusal::tell(client, Language::Http, &refusal).await,
+            // Whatever the client is still sending, it can read the last response.
+            None => client.finish_with(b"").await,
+        }
+    }
+
+    /// Judges and forwards requests until there are no more.
+    async fn requests(
+        &mut self,
+        first: Option<RequestHead>,
+        client: &mut ReadHalf<'_>,
+        server: &mut WriteHalf<'_>,
+    ) -> UpEnd {
+        if let Some(request) = first
+            && let Err(end) = self.forward(&request, client, server).await
+        {
+            return end;
+        }
+        loop {
+            let request = match next_request(client, &mut self.bytes, self.connection).await {
+                Ok(Some(request)) => request,
+                Ok(None) if self.bytes.is_empty() => return UpEnd::Closed,
+                Ok(None) => return UpEnd::Broken,
+                Err(reason) => {
+                    return UpEnd::Refused(self.connection.refusal(reason, None, NameSource::None));
+                }
+            };
+            if let Err(refusal) = self.judge_again(&request) {
+                return UpEnd::Refused(refusal);
+            }
+            if let Err(end) = self.forward(&request, client, server).await {
+                return end;
+            }
+        }
+    }
+
+    /// Judges a later request of the connection, and records it.
+    fn judge_again(&mut self, request: &RequestHead) -> Result<(), Refusal> {
+        let connection = self.connection;
+        let host = asked_host(connection, request)?;
+        let in_force = connection.egress.in_force();
+        let port = connection.destination.port();
+        let address = (host == self.host).then_some(self.address);
+        let verdict = decision::judge(&in_force, host.name(), address, port);
+        if !verdict.is_allowed() || host != self.host {
+            let reason = Reason::HttpHostChanged;
+            let mut refusal = connection.refusal(reason, host.name().cloned(), NameSource::Host);
+            if !verdict.is_allowed() {
+                refusal.verdict = verdict;
+            }
+            refusal.address = self.address;
+            return Err(refusal);
+        }
+        self.permit.verdict = verdict;
+        self.permit.generation = in_force.generation;
+        self.permit.addresses = vec![self.address];
+        // The one before ends where this one begins.
+        self.ongoing = None;
+        self.ongoing = Some(Ongoing::start(&connection.egress, connection.entry(), self.permit.event()));
+        Ok(())
+    }
+
+    /// Writes a request's head and moves its body.
+    async fn forward(
+        &mut self,
+        request: &RequestHead,
+        client: &mut ReadHalf<'_>,
+        server: &mut WriteHalf<'_>,
+    ) -> Result<(), UpEnd> {
+        let entry = self.connection.entry();
+        let mut out = self.head(request, false);
+        match request.body {
+            Body::None => write(server, &out, entry).await,
+            Body::Length(length) => {
+                let there = usize::try_from(length).unwrap_or(usize::MAX).min(self.bytes.len());
+                out.extend(self.bytes.drain(..there));
+                write(server, &out, entry).await?;
+                let missing = length.saturating_sub(relay::count(there));
+                let mut rest = Direction::new(client, server, &entry.up).limited(missing);
+                rest.run().await.map_err(|failed| match failed {
+                    Failed::Read => UpEnd::Broken,
+                    Failed::Write => UpEnd::ServerGone,
+                })
+            }
+            Body::Chunked => self.forward_chunks(out, client, server).await,
+        }
+    }
+
+    /// Moves a chunked body, in chunks of our own. `out` goes before it.
+    async fn forward_chunks(
+        &mut self,
+        mut out: Vec<u8>,
+        client: &mut ReadHalf<'_>,
+        server: &mut WriteHalf<'_>,
+    ) -> Result<(), UpEnd> {
+        let entry = self.connection.entry();
+        let mut reader = BodyReader::new(Body::Chunked);
+        loop {
+            let mut input = self.bytes.as_slice();
+            let ended = loop {
+                match reader.next(&mut input) {
+                    Ok(BodyEvent::Data(data)) => {
+                        out.extend(chunk_header(data.len()));
+                        out.extend_from_slice(data);
+                        out.extend_from_slice(b"\r\n");
+                    }
+                    Ok(BodyEvent::End) => break true,
+                    Ok(BodyEvent::NeedMore) => break false,
+                    Err(refused) => {
+                        let reason = opening::reason(refused.kind);
+                        let name = self.host.name().cloned();
+                        return Err(UpEnd::Refused(self.connection.refusal(reason, name, NameSource::Host)));
+                    }
+                }
+            };
+            let used = self.bytes.len() - input.len();
+            self.bytes.drain(..used);
+            if ended {
+                out.extend_from_slice(LAST_CHUNK);
+            }
+            write(server, &out, entry).await?;
+            if ended {
+                return Ok(());
+            }
+            out.clear();
+            if !matches!(read_some(client, &mut self.bytes).await, Ok(1..)) {
+                return Err(UpEnd::Broken);
+            }
+        }
+    }
+
+    /// The head for the server; what it takes of the buffer is gone then.
+    fn head(&mut self, request: &RequestHead, keep_upgrade: bool) -> Vec<u8> {
+        let consumed = request.consumed.min(self.bytes.len());
+        self.bytes.drain(..consumed);
+        let in_force = self.connection.egress.in_force();
+        request.write(in_force.policy.spec().mask_request_host.as_deref(), keep_upgrade)
+    }
+
+    /// Forwards a first request that offers WebSocket, and the answer to it. `None` when a connection failed.
+    async fn offer(
+        &mut self,
+        request: &RequestHead,
+        server_read: &mut ReadHalf<'_>,
+        server_write: &mut WriteHalf<'_>,
+        client: &mut WriteHalf<'_>,
+    ) -> Option<Answer> {
+        let entry = self.connection.entry();
+        let head = self.head(request, true);
+        write(server_write, &head, entry).await.ok()?;
+        let answer = timeout(UPGRADE, pass_answer(server_read, client, entry)).await.ok()??;
+        if answer == Answer::Switched {
+            // What the client sent ahead of the answer is the other protocol now.
+            let ahead = std::mem::take(&mut self.bytes);
+            write(server_write, &ahead, entry).await.ok()?;
+        }
+        Some(answer)
+    }
+}
+
+/// What a server says to an offer of another protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It goes on with that.
+    Switched,
+    /// It goes on with HTTP.
+    Declined,
+}
+
+/// Passes interim responses (1xx) and the head of the final one, with whatever came along with it.
+async fn pass_answer(server: &mut ReadHalf<'_>, client: &mut WriteHalf<'_>, entry: &Entry) -> Option<Answer> {
+    let mut bytes = Vec::new();
+    let mut reader = ResponseReader::new(HeadLimits::default());
+    loop {
+        if !matches!(read_some(server, &mut bytes).await, Ok(1..)) {
+            return None;
+        }
+        let answer = loop {
+            match reader.read(&bytes) {
+                Progress::NeedMore => break None,
+                Progress::Done(head) if head.status == 101 => break Some(Answer::Switched),
+                Progress::Done(head) if head.status < 200 => {
+                    let rest = bytes.split_off(head.consumed.min(bytes.len()));
+                    pass_down(client, &bytes, entry).await?;
+                    bytes = rest;
+                    reader = ResponseReader::new(HeadLimits::default());
+                }
+                // A head that cannot be read is for the client to deal with; it was not switched by it.
+                Progress::Done(_) | Progress::Refused(_) => break Some(Answer::Declined),
+            }
+        };
+        if answer.is_some() {
+            pass_down(client, &bytes, entry).await?;
+            return answer;
+        }
+    }
+}
+
+async fn pass_down(client: &mut WriteHalf<'_>, bytes: &[u8], entry: &Entry) -> Option<()> {
+    client.write_all(bytes).await.ok()?;
+    entry.down.fetch_add(relay::count(bytes.len()), Ordering::Relaxed);
+    Some(())
+}
+
+/// Reads the next head; `None` when the stream ends before it is complete. Only the time from its first byte on is
+/// bounded, so that a connection may stay open between requests.
+async fn next_request<E: Egress>(
+    client: &mut (impl AsyncRead + Unpin),
+    bytes: &mut Vec<u8>,
+    connection: &Connection<E>,
+) -> Result<Option<RequestHead>, Reason> {
+    let limits = HeadLimits { bytes: connection.limits.peek_bytes, ..HeadLimits::default() };
+    let mut reader = RequestReader::new(limits);
+    let mut deadline = None;
+    loop {
+        // Some clients send an empty line after a body (RFC 9112 section 2.2).
+        while bytes.starts_with(b"\r\n") {
+            bytes.drain(..2);
+        }
+        if !bytes.is_empty() && bytes != b"\r" {
+            match reader.read(bytes) {
+                Progress::Done(head) => return Ok(Some(head)),
+                Progress::Refused(refusal) => return Err(opening::reason(refusal.kind)),
+                Progress::NeedMore => {}
+            }
+            deadline.get_or_insert_with(|| Instant::now() + connection.limits.peek_timeout);
+        }
+        let read = match deadline {
+            None => read_some(client, bytes).await,
+            Some(deadline) => {
+                timeout_at(deadline, read_some(client, bytes)).await.map_err(|_| Reason::PeekTimeout)?
+            }
+        };
+        if !matches!(read, Ok(1..)) {
+            return Ok(None);
+        }
+    }
+}
+
+/// The host that a request names.
+fn asked_host<E: Egress>(connection: &Connection<E>, request: &RequestHead) -> Result<Host, Refusal> {
+    let refuse = |name| Err(connection.refusal(Reason::InvalidHost, name, NameSource::Host));
+    let destination = connection.destination;
+    let literal = request.host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let host = match (literal, HostName::from_wire(request.host.as_bytes())) {
+        (Ok(address), _) if address.to_canonical() == destination.ip() => Host::Address,
+        (Ok(_), _) | (_, Err(_)) => return refuse(None),
+        (Err(_), Ok(name)) => Host::Name(name),
+    };
+    // Another port than the one connected to would be somebody else's service to the server behind it.
+    if request.port.is_some_and(|port| port != destination.port()) {
+        return refuse(host.name().cloned());
+    }
+    Ok(host)
+}
+
+/// What ended first.
+enum Either {
+    Up(UpEnd),
+    Down(Result<(), Failed>),
+}
+
+async fn until_either(
+    mut up: std::pin::Pin<&mut impl Future<Output = UpEnd>>,
+    down: &mut Direction<'_, '_, '_>,
+) -> Either {
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = down.poll_run(cx) {
+            return Poll::Ready(Either::Down(result));
+        }
+        up.as_mut().poll(cx).map(Either::Up)
+    })
+    .await
+}
+
+async fn write(server: &mut (impl AsyncWrite + Unpin), bytes: &[u8], entry: &Entry) -> Result<(), UpEnd> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    server.write_all(bytes).await.map_err(|_| UpEnd::ServerGone)?;
+    entry.up.fetch_add(relay::count(bytes.len()), Ordering::Relaxed);
+    Ok(())
+}

@@ -68,7 +68,10 @@ pub(crate) async fn read_late(
 }
 
 /// Appends what the stream has to `bytes`: how much that was, 0 at its end.
-pub(crate) async fn read_some(stream: &mut (impl AsyncRead + Unpin), bytes: &mut Vec<u8>) -> io::Result<usize> {
+pub(crate) async fn read_some(
+    stream: &mut (impl AsyncRead + Unpin),
+    bytes: &mut Vec<u8>,
+) -> io::Result<usize> {
     poll_fn(|cx| {
         buffer::with(|buffer| {
             let mut buffer = ReadBuf::new(buffer);

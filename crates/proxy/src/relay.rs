@@ -39,15 +39,15 @@ pub(crate) enum Ended {
 
 /// Moves bytes both ways until both streams have ended or one connection failed.
 pub(crate) async fn relay(client: &mut TcpStream, server: &mut TcpStream, entry: &Entry) -> Ended {
-    let (client_read, client_write) = client.split();
-    let (server_read, server_write) = server.split();
-    let up = Direction::new(client_read, server_write, &entry.up);
-    let down = Direction::new(server_read, client_write, &entry.down);
-    both(up, down).await
+    let (mut client_read, mut client_write) = client.split();
+    let (mut server_read, mut server_write) = server.split();
+    let up = Direction::new(&mut client_read, &mut server_write, &entry.up);
+    let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
+    both(up, &mut down).await
 }
 
 /// Runs two directions of one connection to their end.
-pub(crate) async fn both(mut up: Direction<'_>, mut down: Direction<'_>) -> Ended {
+pub(crate) async fn both(mut up: Direction<'_, '_, '_>, down: &mut Direction<'_, '_, '_>) -> Ended {
     let mut broken = false;
     poll_fn(|cx| {
         match up.poll_run(cx) {
@@ -77,11 +77,11 @@ pub(crate) enum Failed {
 }
 
 /// One direction of a relayed connection.
-pub(crate) struct Direction<'a> {
-    from: ReadHalf<'a>,
-    to: WriteHalf<'a>,
+pub(crate) struct Direction<'h, 'r, 'w> {
+    from: &'h mut ReadHalf<'r>,
+    to: &'h mut WriteHalf<'w>,
     /// Bytes written; only this direction changes it.
-    moved: &'a AtomicU64,
+    moved: &'h AtomicU64,
     read: u64,
     /// How many bytes it moves before it is done; `u64::MAX` means until the stream ends.
     limit: u64,
@@ -102,8 +102,8 @@ enum State {
     Done(Result<(), Failed>),
 }
 
-impl<'a> Direction<'a> {
-    pub(crate) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, moved: &'a AtomicU64) -> Self {
+impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
+    pub(crate) fn new(from: &'h mut ReadHalf<'r>, to: &'h mut WriteHalf<'w>, moved: &'h AtomicU64) -> Self {
         Self {
             from,
             to,
@@ -135,9 +135,9 @@ impl<'a> Direction<'a> {
         matches!(self.state, State::Done(_))
     }
 
-    /// The connections again. Bytes that were read and not yet written are lost: for a direction that is done.
-    pub(crate) fn into_halves(self) -> (ReadHalf<'a>, WriteHalf<'a>) {
-        (self.from, self.to)
+    /// [`Self::poll_run`] as a future.
+    pub(crate) async fn run(&mut self) -> Result<(), Failed> {
+        poll_fn(|cx| self.poll_run(cx)).await
     }
 
     /// Moves bytes until the stream has ended and its end was passed on. May be called again after that.
@@ -176,7 +176,7 @@ impl<'a> Direction<'a> {
         let result = if self.limit != u64::MAX {
             Err(Failed::Read)
         } else if self.passes_end {
-            ready!(Pin::new(&mut self.to).poll_shutdown(cx)).map_err(|_| Failed::Write)
+            ready!(Pin::new(&mut *self.to).poll_shutdown(cx)).map_err(|_| Failed::Write)
         } else {
             Ok(())
         };
@@ -189,14 +189,14 @@ impl<'a> Direction<'a> {
         buffer::with(|buffer| {
             let room = self.room(buffer.len());
             let mut buffer = ReadBuf::new(buffer.get_mut(..room).unwrap_or_default());
-            ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer)).map_err(|_| Failed::Read)?;
+            ready!(Pin::new(&mut *self.from).poll_read(cx, &mut buffer)).map_err(|_| Failed::Read)?;
             let bytes = buffer.filled();
             if bytes.is_empty() {
                 self.state = State::Ended;
                 return Poll::Ready(Ok(()));
             }
             self.read = self.read.saturating_add(count(bytes.len()));
-            let written = match Pin::new(&mut self.to).poll_write(cx, bytes) {
+            let written = match Pin::new(&mut *self.to).poll_write(cx, bytes) {
                 Poll::Ready(Ok(written)) => written,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Write)),
                 Poll::Pending => 0,
@@ -212,7 +212,7 @@ impl<'a> Direction<'a> {
 
     fn poll_leftover(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         let rest = self.leftover.get(self.leftover_from..).unwrap_or_default();
-        let written = match ready!(Pin::new(&mut self.to).poll_write(cx, rest)) {
+        let written = match ready!(Pin::new(&mut *self.to).poll_write(cx, rest)) {
             Ok(0) | Err(_) => return Poll::Ready(Err(Failed::Write)),
             Ok(written) => written,
         };
@@ -228,7 +228,7 @@ impl<'a> Direction<'a> {
 
     /// Moves what there is from the socket into the pipe. While there is nothing, the pipe goes back to the pool.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
-        let stream: &TcpStream = self.from.as_ref();
+        let stream: &TcpStream = (*self.from).as_ref();
         match stream.poll_read_ready(cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Read)),
@@ -252,7 +252,7 @@ impl<'a> Direction<'a> {
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
-        let stream: &TcpStream = self.to.as_ref();
+        let stream: &TcpStream = (*self.to).as_ref();
         if ready!(stream.poll_write_ready(cx)).is_err() {
             return Poll::Ready(Err(Failed::Write));
         }

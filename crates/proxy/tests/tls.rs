@@ -1,5 +1,7 @@
 //! Connections that begin with a ClientHello.
 
+#![allow(clippy::unwrap_used, reason = "a test panics on what it does not expect")]
+
 mod support;
 
 use policy::{EchMode, EventKind, NameSource, PolicySpec};
@@ -36,7 +38,13 @@ fn a_permitted_server_name_is_relayed_and_a_refused_one_gets_an_alert() {
         passes(&lab, &good, GOOD, &HelloBuilder::named("GOOD.test").build()).await;
 
         let events = lab.wait_events(2).await;
-        assert_event(&events[0], EventKind::EgressBlocked, "default_deny", Some("evil.test"), NameSource::Sni);
+        assert_event(
+            &events[0],
+            EventKind::EgressBlocked,
+            "default_deny",
+            Some("evil.test"),
+            NameSource::Sni,
+        );
         assert_event(&events[1], EventKind::EgressAllowed, "allow_entry", Some("good.test"), NameSource::Sni);
         assert_eq!((events[1].address, events[1].port), (Some(GOOD.parse().unwrap()), Some(443)));
         assert!(!evil.was_reached());

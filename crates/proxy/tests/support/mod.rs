@@ -83,7 +83,13 @@ impl Lab {
             dial_timeout: Duration::from_secs(1),
             ..Limits::default()
         };
-        Self { sandbox, egress: FakeEgress::new(), flows: Arc::default(), limits, stop: CancellationToken::new() }
+        Self {
+            sandbox,
+            egress: FakeEgress::new(),
+            flows: Arc::default(),
+            limits,
+            stop: CancellationToken::new(),
+        }
     }
 
     /// `good.test` is permitted and has its address; `evil.test` has one too.
@@ -152,7 +158,8 @@ impl Lab {
     pub(crate) async fn wait_finished(&self, index: usize) -> FlowTotals {
         let id = u64::try_from(index).unwrap();
         let mut log = self.egress.log.subscribe();
-        let log = timeout(DEADLINE, log.wait_for(|log| log.finished.contains_key(&id))).await.unwrap().unwrap();
+        let log =
+            timeout(DEADLINE, log.wait_for(|log| log.finished.contains_key(&id))).await.unwrap().unwrap();
         log.finished[&id]
     }
 
@@ -300,7 +307,13 @@ pub(crate) async fn assert_reset(stream: &mut TcpStream) {
 }
 
 #[track_caller]
-pub(crate) fn assert_event(event: &FlowEvent, kind: EventKind, reason: &str, name: Option<&str>, source: NameSource) {
+pub(crate) fn assert_event(
+    event: &FlowEvent,
+    kind: EventKind,
+    reason: &str,
+    name: Option<&str>,
+    source: NameSource,
+) {
     let found = (event.kind, event.verdict.reason.as_str(), event.name.as_ref().map(HostName::as_str));
     assert_eq!(found, (kind, reason, name));
     assert_eq!(event.name_source, source);
