@@ -288,3 +288,31 @@ fn read_element(bytes: &[u8]) -> Option<ElementInfo> {
         expires_in: attributes.find(element::EXPIRATION).and_then(be64).map(Duration::from_millis),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_element_is_read_with_its_key_and_its_remaining_time() {
+        let mut writer = Writer::default();
+        writer.nest(element::KEY, |writer| writer.attribute(data::VALUE, &[192, 0, 2, 1]));
+        writer.u64(element::EXPIRATION, 1500);
+        let read = read_element(writer.bytes()).unwrap();
+        assert_eq!((read.key, read.expires_in), (vec![192, 0, 2, 1], Some(Duration::from_millis(1500))));
+        assert!(!read.ends_interval);
+    }
+
+    proptest! {
+        #[test]
+        fn any_element_is_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read_element(&bytes);
+        }
+
+        #[test]
+        fn any_error_number_becomes_an_error(code in any::<i32>()) {
+            let _ = Refusal { index: 1, code, detail: None }.into_error(&[]).to_string();
+        }
+    }
+}

@@ -59,7 +59,8 @@ pub struct Received {
 }
 
 impl LogSocket {
-    /// Takes a group in the calling thread's network namespace. `EPERM` when another socket there has it.
+    /// Takes a group in the calling thread's network namespace. `EPERM` when another socket there has it;
+    /// one that was dropped may have it until forked children, which hold copies, have executed their programs.
     pub fn open(config: &LogConfig) -> Result<Self, Error> {
         let mut socket = Socket::open(config.buffer).map_err(Error::Open)?;
         let datagram = datagram_size(config);

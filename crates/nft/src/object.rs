@@ -48,7 +48,8 @@ impl Table {
     }
 
     /// Ties the table to the [`Connection`](crate::Connection) that creates it: nobody else, not even root, can
-    /// change it, and it disappears when the connection is dropped or its process ends.
+    /// change it, and it disappears when the connection is dropped or its process ends (and any copy of the socket
+    /// is closed: a forked child has one until it executes its program).
     pub fn owned(mut self) -> Self {
         self.owned = true;
         self

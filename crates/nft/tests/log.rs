@@ -45,9 +45,9 @@ fn drain(socket: &mut LogSocket, all: &mut Received) {
     }
 }
 
-fn wait(socket: &LogSocket, time: Duration) -> bool {
+fn wait(socket: &LogSocket, time: Duration) {
     let timeout = Timespec::try_from(time).unwrap();
-    poll(&mut [PollFd::new(&socket.as_fd(), PollFlags::IN)], Some(&timeout)).unwrap() > 0
+    poll(&mut [PollFd::new(&socket.as_fd(), PollFlags::IN)], Some(&timeout)).unwrap();
 }
 
 #[test]
@@ -113,7 +113,8 @@ fn a_group_belongs_to_one_socket() {
         assert!(error.to_string().starts_with("cannot bind packet log group 7"), "{error}");
         LogSocket::open(&LogConfig { group: GROUP + 1, ..config() }).unwrap();
         drop(first);
-        LogSocket::open(&config()).unwrap();
+        // Not at once: a program that another test is just starting holds a copy of the socket until it runs.
+        common::until("the group is free", || LogSocket::open(&config()).is_ok());
     });
     // In another namespace the same group is another group.
     in_namespace(|| drop(LogSocket::open(&config()).unwrap()));
@@ -130,7 +131,7 @@ fn nothing_to_read_is_no_error() {
 #[test]
 fn records_wait_for_the_threshold_or_the_timeout() {
     in_namespace(|| {
-        let timeout = Duration::from_millis(200);
+        let timeout = Duration::from_secs(1);
         let mut socket = LogSocket::open(&LogConfig { qthreshold: 3, timeout, ..config() }).unwrap();
         let mut connection = Connection::open().unwrap();
         commit(&mut connection, |batch| {
@@ -153,7 +154,7 @@ fn records_wait_for_the_threshold_or_the_timeout() {
         send(2);
         assert_eq!(socket.recv().unwrap(), None);
         assert_eq!(read(&mut socket, 2).packets.len(), 2);
-        assert!(started.elapsed() >= Duration::from_millis(100), "{:?}", started.elapsed());
+        assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
     });
 }
 
@@ -245,10 +246,17 @@ fn only_the_first_packet_to_each_destination_is_logged_when_a_set_says_so() {
         for port in [9, 9, 10, 9, 10, 11] {
             sender.send_to(b"?", (ADDRESS, port)).unwrap_err();
         }
-        let received = read(&mut socket, 3);
-        let ports: Vec<_> =
-            received.packets.iter().map(|packet| packet.flow.unwrap().ports.unwrap().1).collect();
-        assert_eq!(ports, [9, 10, 11]);
-        assert!(!wait(&socket, Duration::from_millis(100)));
+        let mut next = |count: usize| {
+            let mut ports = Vec::new();
+            while ports.len() < count {
+                let received = read(&mut socket, 1);
+                ports.extend(received.packets.iter().map(|packet| packet.flow.unwrap().ports.unwrap().1));
+            }
+            ports
+        };
+        assert_eq!(next(3), [9, 10, 11]);
+        // Nothing more of those comes before the next.
+        sender.send_to(b"?", (ADDRESS, 12)).unwrap_err();
+        assert_eq!(next(1), [12]);
     });
 }

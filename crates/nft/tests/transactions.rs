@@ -35,7 +35,8 @@ fn a_table_with_the_owner_flag_is_gone_when_its_socket_closes() {
 
         drop(owner);
 
-        assert_eq!(names(&mut other), ["free"]);
+        // Not at once: a program that another test is just starting holds a copy of the socket until it runs.
+        common::until("the table is gone", || names(&mut other) == ["free"]);
         assert!(passes(TARGET));
     });
 }
