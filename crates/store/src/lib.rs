@@ -69,8 +69,8 @@ struct Inner {
     /// One connection with `synchronous = FULL`: a commit on it is on the disk when it returns.
     durable: SqlitePool,
     readers: SqlitePool,
-    /// Held for its lifetime.
-    _lock: DirectoryLock,
+    /// Held for its lifetime by the one daemon of the directory.
+    _lock: Option<DirectoryLock>,
 }
 
 impl Store {
@@ -83,6 +83,22 @@ impl Store {
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
         directory::make_private(dir)?;
         let lock = DirectoryLock::take(dir)?;
+        let store = Self::connect(dir, Some(lock)).await?;
+        store.idempotency().forget_interrupted().await?;
+        Ok(store)
+    }
+
+    /// Opens the data directory beside a daemon that may be running: to read events, and to manage keys.
+    /// Sandboxes belong to the daemon and must not be changed through this.
+    ///
+    /// # Errors
+    /// As [`Store::open`], but never [`StoreError::Locked`].
+    pub async fn open_beside(dir: &Path) -> Result<Self, StoreError> {
+        directory::make_private(dir)?;
+        Self::connect(dir, None).await
+    }
+
+    async fn connect(dir: &Path, lock: Option<DirectoryLock>) -> Result<Self, StoreError> {
         let path = dir.join(DATABASE);
         directory::create_private_file(&path)?;
 
@@ -97,16 +113,14 @@ impl Store {
         schema::migrate(&writer, &path).await?;
         schema::check(&writer, &path).await?;
 
-        let store = Self {
+        Ok(Self {
             inner: Arc::new(Inner {
                 writer,
                 durable: pool(1).connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full)),
                 readers: pool(READERS).connect_lazy_with(options.pragma("query_only", "on")),
                 _lock: lock,
             }),
-        };
-        store.idempotency().forget_interrupted().await?;
-        Ok(store)
+        })
     }
 
     /// The sandboxes, past and present.
