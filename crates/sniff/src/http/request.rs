@@ -283,18 +283,15 @@ fn parse_upgrade(method: &str, version: Version, headers: &[Header]) -> Result<O
         [b"h2c".as_slice(), b"h2", b"http2"].iter().any(|h2| name.eq_ignore_ascii_case(h2))
             || protocol.to_ascii_lowercase().starts_with(b"http/2")
     };
-    let mut protocols = elements(headers, "upgrade").peekable();
-    if protocols.peek().is_none() {
-        let settings = headers.iter().any(|header| header.is("http2-settings"));
-        return if settings { Err(H2C_UPGRADE) } else { Ok(None) };
-    }
-    let protocols: Vec<&[u8]> = protocols.collect();
-    if protocols.iter().any(|protocol| is_h2c(protocol)) {
+    let protocols: Vec<&[u8]> = elements(headers, "upgrade").collect();
+    if protocols.iter().any(|protocol| is_h2c(protocol))
+        || headers.iter().any(|header| header.is("http2-settings"))
+    {
         return Err(H2C_UPGRADE);
     }
     // Without the connection option, and in HTTP/1.0, the header means nothing (RFC 9110 section 7.8).
     let offered = elements(headers, "connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-    if !offered || version == Version::Http10 {
+    if protocols.is_empty() || !offered || version == Version::Http10 {
         return Ok(None);
     }
     let is_web_socket = |protocol: &&[u8]| protocol.eq_ignore_ascii_case(b"websocket");

@@ -128,6 +128,7 @@ fn upgrades_to_http2_are_refused_and_web_sockets_are_seen() {
         "Upgrade: h2c",
         "Connection: upgrade\r\nUpgrade: HTTP/2.0",
         "HTTP2-Settings: AAMAAABk",
+        "Upgrade: websocket\r\nHTTP2-Settings: AAMAAABk",
     ] {
         assert_eq!(refused(with(&format!("Host: a.test\r\n{headers}"))), RefusalKind::HttpH2c, "{headers}");
     }
