@@ -1,5 +1,5 @@
 //! What a policy permits and refuses, by example. Each refused case stands beside a permitted one.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::{net::IpAddr, sync::Arc};
 
