@@ -1,10 +1,25 @@
 //! Life cycle of sandboxes: root file system, cgroups, spawner, recovery.
 
+pub mod cgroup;
+mod client;
+mod error;
 mod fault;
 mod ids;
+mod manager;
+mod network;
+mod process;
+mod remove;
 mod rootfs;
 pub mod seccomp;
 pub mod spawner;
+pub mod template;
 
+pub use client::{
+    Command, CommandEvent, CommandInfo, CommandInput, Entry, EntryKind, Exec, ExitStatus, FileReader, Files,
+    MAX_FILE, MAX_OUTPUT, Output, WriteInfo,
+};
+pub use error::SandboxError;
 pub use fault::Fault;
 pub use ids::{IDS_PER_SANDBOX, InvalidSandboxId, SandboxId};
+pub use manager::{Config, Create, DEFAULT_IDS, Filter, GcReport, Manager, OnTimeout, State};
+pub use network::{Attachment, BoxFuture, Network, NetworkError, NetworkRequest};

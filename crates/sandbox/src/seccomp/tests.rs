@@ -12,14 +12,13 @@ fn policy() -> Policy {
 fn verdict(programs: &[BpfProgram], architecture: TargetArch, call: i64, args: [u64; 6]) -> Option<u32> {
     let results = programs.iter().map(|program| run(program, architecture, call, args));
     // The smallest action wins; among errors the number of the program installed last.
-    let refused = results.filter(|result| *result != libc_allow()).last()?;
+    let refused = results.rev().find(|result| *result != ALLOW)?;
     assert_eq!(refused & 0xffff_0000, 0x0005_0000, "an error, not a kill");
     Some(refused & 0xffff)
 }
 
-fn libc_allow() -> u32 {
-    0x7fff_0000
-}
+/// `SECCOMP_RET_ALLOW`.
+const ALLOW: u32 = 0x7fff_0000;
 
 /// A classic BPF machine, as far as the compiler uses it.
 fn run(program: &BpfProgram, architecture: TargetArch, call: i64, args: [u64; 6]) -> u32 {
@@ -57,7 +56,7 @@ fn run(program: &BpfProgram, architecture: TargetArch, call: i64, args: [u64; 6]
 fn number(name: &str, architecture: TargetArch) -> i64 {
     let filter = json!({ "mismatch_action": "allow", "match_action": { "errno": 1 }, "filter": [{ "syscall": name }] });
     let program = program(&filter, architecture).unwrap();
-    let found = (0..600).find(|&call| run(&program, architecture, call, [0; 6]) != libc_allow());
+    let found = (0..600).find(|&call| run(&program, architecture, call, [0; 6]) != ALLOW);
     found.unwrap_or_else(|| panic!("{name} has no number"))
 }
 

@@ -1,0 +1,326 @@
+//! From a request to a running sandbox.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::{Component, Path},
+    sync::Arc,
+    time::Duration,
+};
+
+use init_protocol::{Configure, READY};
+use jiff::{SignedDuration, Timestamp};
+use policy::Policy;
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::json;
+use store::SandboxRecord;
+use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::timeout};
+
+use super::{
+    Create, Manager, blocking, joined,
+    living::{HostState, Living, Parts, State},
+    prepare::{self, Directory},
+};
+use crate::{
+    cgroup::{Cgroups, Limits},
+    client::InitClient,
+    error::SandboxError,
+    fault::{Context as _, Fault},
+    ids::SandboxId,
+    network::NetworkRequest,
+    process::Process,
+    rootfs::RootPlan,
+    spawner::{BindMount, Fds, Request},
+    template::Template,
+};
+
+/// How long a new process may take until it is a serving init.
+const START: Duration = Duration::from_secs(30);
+
+/// An upper bound of open files inside; the machine's own limit is usually lower.
+const MAX_OPEN_FILES: u64 = 1 << 20;
+
+/// The longest message about a failed start.
+const MAX_FAULT: usize = 64 << 10;
+
+impl Manager {
+    /// Makes a sandbox. When this returns, its policy is in force, its init serves, and the store knows it.
+    ///
+    /// The work goes on to its end even if the caller does not wait for it.
+    ///
+    /// # Errors
+    /// Nothing is left of a sandbox that could not be made. [`SandboxError::Killed`] when it was killed meanwhile.
+    pub async fn create(&self, request: Create) -> Result<SandboxRecord, SandboxError> {
+        let manager = self.clone();
+        joined(tokio::spawn(async move { manager.make(request).await })).await?
+    }
+
+    async fn make(&self, request: Create) -> Result<SandboxRecord, SandboxError> {
+        if self.inner.stop.is_cancelled() {
+            return Err(SandboxError::ShuttingDown);
+        }
+        check_mounts(&request.mounts)?;
+        let config = &self.inner.config;
+        let policy = Arc::new(Policy::compile(&request.policy, config.network.floor())?);
+        let template = self.inner.templates.get(&request.template)?;
+        let id = SandboxId::random()
+            .map_err(|error| prepare::failed("read", Path::new("random bytes"), io::Error::other(error)))?;
+        let first_id = self.inner.ids.take();
+        let first_id = first_id.ok_or_else(|| SandboxError::Limit("ranges of user ids".to_owned()))?;
+
+        let record = new_record(&id, &request, &template, first_id);
+        let living = Living::new(id.clone(), InitClient::new(self.directory(&id).socket()), record);
+        let living = Arc::new(living);
+        let mut parts = living.parts.lock().await;
+        self.inner.living.lock().insert(id, Arc::clone(&living));
+        parts.first_id = Some(first_id);
+
+        let built = self.build(&living, &mut parts, &request, policy, template).await;
+        let result = match built {
+            Ok(()) if living.advance(&[State::Creating], State::Running) => {
+                living.store(&config.store).await.map_err(SandboxError::from)
+            }
+            Ok(()) => Err(SandboxError::Killed),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.give_up(&living, &mut parts).await;
+            return Err(error);
+        }
+        drop(parts);
+        let record = living.record();
+        let detail = json!({ "template": record.template_id, "timeout": record.timeout_s });
+        self.recorder(&record).lifecycle("sandbox_created", detail);
+        self.watch_over(&living);
+        Ok(record)
+    }
+
+    /// Takes down what was built, in the order that is safe, and says in the store that there is nothing.
+    async fn give_up(&self, living: &Arc<Living>, parts: &mut Parts) {
+        living.update(|record| record.state = State::Killed.as_str().to_owned());
+        if let Err(error) = self.take_down(living, parts).await {
+            tracing::warn!(sandbox = %living.id, error = %chain(&error), "remains of a failed sandbox");
+        }
+        if let Err(error) = living.store(&self.inner.config.store).await {
+            tracing::warn!(sandbox = %living.id, error = %chain(&error), "cannot record a failed sandbox");
+        }
+    }
+
+    async fn build(
+        &self,
+        living: &Arc<Living>,
+        parts: &mut Parts,
+        request: &Create,
+        policy: Arc<Policy>,
+        template: Template,
+    ) -> Result<(), SandboxError> {
+        let config = &self.inner.config;
+        let limits = request.limits.unwrap_or(config.limits);
+        let network = NetworkRequest {
+            sandbox: living.id.to_string(),
+            policy,
+            generation: 1,
+            recorder: self.recorder(&living.record()),
+            namespace: None,
+        };
+        // What does not depend on each other; a daemon that dies meanwhile leaves things that gc finds.
+        let (attached, prepared, stored) = tokio::join!(
+            config.network.attach(network),
+            self.prepare(living.id.clone(), limits),
+            living.store(&config.store),
+        );
+        let failed = |source| SandboxError::Network { action: "set up", source };
+        let namespace = attached.and_then(|attachment| {
+            let namespace = attachment.namespace();
+            parts.attachment = Some(attachment);
+            namespace
+        });
+        let socket = prepared.map(|(cgroups, socket)| {
+            parts.cgroups = cgroups;
+            socket
+        });
+        stored?;
+        let (socket, netns) = (socket?, namespace.map_err(failed)?);
+        stop_if_ending(living)?;
+
+        let root = self.root_plan(&living.id, &template, request, &limits);
+        parts.template = Some(template);
+        let configure = Configure { sandbox_id: living.id.to_string(), envs: request.envs.clone() };
+        let boot = prepare::boot_frame(configure, &self.inner.seccomp)?;
+        self.start_init(living, parts, root, [netns, socket, boot]).await?;
+
+        let started_at = Timestamp::now();
+        living.update(|record| record.started_at = Some(started_at));
+        living.set_end(end_after(started_at, request.timeout));
+        Ok(())
+    }
+
+    /// Directory, control groups and socket.
+    async fn prepare(&self, id: SandboxId, limits: Limits) -> Result<(Cgroups, OwnedFd), SandboxError> {
+        let manager = self.clone();
+        blocking(move || {
+            let inner = &manager.inner;
+            let cgroups = inner.hierarchies.create(id.as_str(), &limits)?;
+            match manager.directory(&id).make(&id, &inner.config.nameserver) {
+                Ok(socket) => Ok((cgroups, socket)),
+                Err(error) => {
+                    let _ = cgroups.remove();
+                    Err(error)
+                }
+            }
+        })
+        .await?
+    }
+
+    fn root_plan(&self, id: &SandboxId, template: &Template, request: &Create, limits: &Limits) -> RootPlan {
+        let directory = self.directory(id);
+        RootPlan {
+            layers: template.layers(),
+            usr: template.usr(),
+            writable: directory.writable(),
+            stage: directory.stage(),
+            binds: request.mounts.clone(),
+            shm_bytes: limits.memory_bytes / 2,
+        }
+    }
+
+    /// Starts the first process, puts it in its control groups while it mounts, and waits until init serves.
+    async fn start_init(
+        &self,
+        living: &Arc<Living>,
+        parts: &mut Parts,
+        root: RootPlan,
+        [netns, socket, boot]: [OwnedFd; 3],
+    ) -> Result<(), SandboxError> {
+        let (status, theirs) = pipe()?;
+        let (go, ours) = pipe()?;
+        let status = pipe::Receiver::from_owned_fd(status).during("watch", "the status pipe")?;
+        let init = &self.inner.config.init_binary;
+        let program = File::open(init).during("open", init)?.into();
+        let cgroup = parts.cgroups.open_version_2()?;
+        let request = Request {
+            hostname: living.id.to_string(),
+            first_id: parts.first_id.unwrap_or_default(),
+            root,
+            max_open_files: MAX_OPEN_FILES,
+        };
+        let fds = Fds { netns, socket, boot, status: theirs, go, program, cgroup };
+        let spawned = self.inner.spawner.spawn(request, fds).await?;
+        let pid = spawned.pid;
+        let process = Process::new(pid, spawned.pidfd).during("watch", "the first process")?;
+        living.update(|record| {
+            if let Some(mut host) = HostState::of(record) {
+                host.process = Some(process.identity().clone());
+                host.cgroups = parts.cgroups.clone();
+                record.host = host.to_value();
+            }
+        });
+        parts.process = Some(Arc::new(process));
+
+        let cgroups = parts.cgroups.clone();
+        let attached = blocking(move || cgroups.attach(pid)).await?;
+        stop_if_ending(living)?;
+        if attached.is_ok() {
+            rustix::io::write(&ours, &[1]).during("go on with", "the first process")?;
+        }
+        // Without the byte it ends, unless it has ended before and says why.
+        drop(ours);
+        let served = wait_for_ready(status, living).await;
+        served.map_err(SandboxError::Setup).and(attached.map_err(SandboxError::from))
+    }
+
+    pub(super) fn directory(&self, id: &SandboxId) -> Directory {
+        Directory::of(&self.inner.sandboxes_dir, id.as_str())
+    }
+
+    pub(super) fn recorder(&self, record: &SandboxRecord) -> audit::Recorder {
+        self.inner.config.audit.recorder(&record.id, record.audit_enabled)
+    }
+}
+
+/// An error with everything that caused it, for the log.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
+}
+
+/// When a time to live that begins at `start` is over; zero is never.
+pub(super) fn end_after(start: Timestamp, timeout: Duration) -> Option<Timestamp> {
+    let timeout = SignedDuration::try_from(timeout).unwrap_or(SignedDuration::MAX);
+    // Beyond the end of the calendar is never, too.
+    (!timeout.is_zero()).then(|| start.checked_add(timeout).ok()).flatten()
+}
+
+fn new_record(id: &SandboxId, request: &Create, template: &Template, first_id: u32) -> SandboxRecord {
+    let host =
+        HostState { first_id, policy: request.policy.clone(), cgroups: Cgroups::default(), process: None };
+    SandboxRecord {
+        id: id.to_string(),
+        account: request.account.clone(),
+        template_id: template.id(),
+        name: template.manifest.name.clone(),
+        state: State::Creating.as_str().to_owned(),
+        metadata: request.metadata.clone(),
+        envs: request.envs.clone(),
+        spec: request.stored.clone(),
+        audit_enabled: request.audit,
+        created_at: Timestamp::now(),
+        started_at: None,
+        end_at: None,
+        timeout_s: request.timeout.as_secs(),
+        on_timeout: request.on_timeout.as_str().to_owned(),
+        host: host.to_value(),
+        generation: 1,
+    }
+}
+
+fn check_mounts(mounts: &[BindMount]) -> Result<(), SandboxError> {
+    for mount in mounts {
+        let plain = |path: &Path| {
+            path.is_absolute() && path.components().all(|part| !matches!(part, Component::ParentDir))
+        };
+        if !plain(&mount.source) || !plain(&mount.target) || mount.target == Path::new("/") {
+            let BindMount { source, target, .. } = mount;
+            return Err(SandboxError::InvalidPath(format!("{}:{}", source.display(), target.display())));
+        }
+        if let Err(source) = std::fs::metadata(&mount.source) {
+            return Err(prepare::failed("mount", &mount.source, source));
+        }
+    }
+    Ok(())
+}
+
+fn stop_if_ending(living: &Living) -> Result<(), SandboxError> {
+    if living.ending.is_cancelled() { Err(SandboxError::Killed) } else { Ok(()) }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Fault> {
+    pipe_with(PipeFlags::CLOEXEC).during("make", "a pipe")
+}
+
+/// Init writes one byte when it serves; a process that does not get there writes what failed.
+async fn wait_for_ready(mut status: pipe::Receiver, living: &Living) -> Result<(), Fault> {
+    let mut said = Vec::new();
+    let read = async {
+        let mut part = [0; 4096];
+        loop {
+            let length = status.read(&mut part).await?;
+            said.extend_from_slice(part.get(..length).unwrap_or_default());
+            if length == 0 || said.first() == Some(&READY) || said.len() > MAX_FAULT {
+                return Ok::<(), io::Error>(());
+            }
+        }
+    };
+    tokio::select! {
+        read = timeout(START, read) => read
+            .map_err(|_| Fault::new("start", format!("init in {} s", START.as_secs())))?
+            .during("read", "the status pipe")?,
+        () = living.ending.cancelled() => return Err(Fault::new("start", "init: it was killed")),
+    }
+    match said.as_slice() {
+        [READY, ..] => Ok(()),
+        [] => Err(Fault::new("start", "init: it ended without a word")),
+        said => Err(serde_json::from_slice(said).unwrap_or_else(|_| Fault::new("start", "init"))),
+    }
+}

@@ -1,0 +1,283 @@
+//! The end of a sandbox: asked for, timed, or its own; and pausing, which is not one.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{
+    Manager, OnTimeout, blocking,
+    create::{chain, end_after},
+    joined,
+    living::{Living, Parts, State},
+};
+use crate::{error::SandboxError, fault::Fault, ids::SandboxId, remove::remove_tree};
+
+/// How long processes may take to die of SIGKILL: they may be in the middle of writing to a slow disk.
+const DYING: Duration = Duration::from_secs(60);
+
+/// How long control groups may stay busy after the last process has ended.
+const EMPTYING: Duration = Duration::from_secs(10);
+
+/// Why a sandbox ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Somebody asked for it.
+    Requested,
+    /// Its time was up.
+    Timeout,
+    /// Its init died.
+    Died,
+    /// It could not be taken over from an earlier daemon.
+    Lost,
+}
+
+impl Reason {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Timeout => "timeout",
+            Self::Died => "init_died",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+impl Manager {
+    /// Ends a sandbox and waits until nothing is left of it. `false` when it had ended before.
+    ///
+    /// # Errors
+    /// When something could not be removed; its processes have ended and [`Self::gc`] tries the rest again.
+    pub async fn kill(&self, account: &str, id: &SandboxId) -> Result<bool, SandboxError> {
+        let Some(living) = self.find(account, id) else {
+            return self.get(account, id).await.map(|_| false);
+        };
+        let manager = self.clone();
+        joined(tokio::spawn(async move { manager.end(&living, Reason::Requested).await })).await?
+    }
+
+    /// Marks a sandbox as killed and ends it in the background.
+    pub async fn kill_queued(&self, account: &str, id: &SandboxId) -> Result<(), SandboxError> {
+        let Some(living) = self.find(account, id) else {
+            return self.get(account, id).await.map(drop);
+        };
+        let first = self.mark_killed(&living).await?;
+        let manager = self.clone();
+        tokio::spawn(async move { manager.end_marked(&living, first, Reason::Requested).await });
+        Ok(())
+    }
+
+    /// Lets a sandbox live for `timeout` from now on; zero is without end.
+    pub async fn set_timeout(
+        &self,
+        account: &str,
+        id: &SandboxId,
+        timeout: Duration,
+    ) -> Result<(), SandboxError> {
+        let living = self.living(account, id).await?;
+        living.update(|record| record.timeout_s = timeout.as_secs());
+        living.set_end(end_after(Timestamp::now(), timeout));
+        Ok(living.store(&self.inner.config.store).await?)
+    }
+
+    /// Stops the processes of a sandbox where they are. Its memory stays in use; its time does not run.
+    pub async fn pause(&self, account: &str, id: &SandboxId) -> Result<(), SandboxError> {
+        let living = self.living(account, id).await?;
+        self.freeze(&living, "requested").await
+    }
+
+    /// Lets the processes of a paused sandbox go on, with a new time to live.
+    pub async fn resume(&self, account: &str, id: &SandboxId) -> Result<(), SandboxError> {
+        let living = self.find(account, id);
+        let Some(living) = living else {
+            return self.get(account, id).await.and(Err(SandboxError::Killed));
+        };
+        let parts = living.parts.lock().await;
+        let cgroups = parts.cgroups.clone();
+        if !living.advance(&[State::Paused], State::Running) {
+            return Ok(());
+        }
+        blocking(move || cgroups.freeze(false)).await??;
+        let lifetime = Duration::from_secs(living.record().timeout_s);
+        living.set_end(end_after(Timestamp::now(), lifetime));
+        living.store(&self.inner.config.store).await?;
+        self.recorder(&living.record()).lifecycle("sandbox_resumed", json!({}));
+        Ok(())
+    }
+
+    async fn freeze(&self, living: &Arc<Living>, why: &str) -> Result<(), SandboxError> {
+        let parts = living.parts.lock().await;
+        let cgroups = parts.cgroups.clone();
+        if !living.advance(&[State::Running], State::Paused) {
+            return Err(SandboxError::Killed);
+        }
+        if let Err(error) = blocking(move || cgroups.freeze(true)).await? {
+            living.advance(&[State::Paused], State::Running);
+            return Err(error.into());
+        }
+        living.set_end(None);
+        living.store(&self.inner.config.store).await?;
+        self.recorder(&living.record()).lifecycle("sandbox_paused", json!({ "reason": why }));
+        Ok(())
+    }
+
+    /// Starts the task that ends the sandbox when its time is up or its init has died.
+    pub(super) fn watch_over(&self, living: &Arc<Living>) {
+        let manager = self.clone();
+        let living = Arc::clone(living);
+        tokio::spawn(async move {
+            let process = living.parts.lock().await.process.clone();
+            let Some(process) = process else { return };
+            let mut end_at = living.end_at.subscribe();
+            loop {
+                let end = *end_at.borrow_and_update();
+                tokio::select! {
+                    biased;
+                    () = manager.inner.stop.cancelled() => return,
+                    () = living.ending.cancelled() => return,
+                    () = process.ended() => {
+                        manager.end_and_log(&living, Reason::Died).await;
+                        return;
+                    }
+                    _ = end_at.changed() => {}
+                    () = until(end) => {
+                        if manager.time_is_up(&living).await {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Whether that was the end.
+    async fn time_is_up(&self, living: &Arc<Living>) -> bool {
+        if living.record().on_timeout == OnTimeout::Pause.as_str() {
+            match self.freeze(living, "timeout").await {
+                Ok(()) => return false,
+                Err(error) => {
+                    tracing::warn!(sandbox = %living.id, error = %chain(&error), "cannot pause, so it ends");
+                }
+            }
+        }
+        self.end_and_log(living, Reason::Timeout).await;
+        true
+    }
+
+    pub(super) async fn end_and_log(&self, living: &Arc<Living>, reason: Reason) {
+        if let Err(error) = self.end(living, reason).await {
+            tracing::warn!(sandbox = %living.id, error = %chain(&error), "remains of a sandbox");
+        }
+    }
+
+    pub(super) async fn end(&self, living: &Arc<Living>, reason: Reason) -> Result<bool, SandboxError> {
+        let first = self.mark_killed(living).await;
+        // A store that cannot be written to is no reason to let it run on.
+        let ended = self.end_marked(living, *first.as_ref().unwrap_or(&true), reason).await;
+        ended.and(first)
+    }
+
+    /// Writes that it has ended before anything is taken down. `false` when that was so already.
+    async fn mark_killed(&self, living: &Arc<Living>) -> Result<bool, SandboxError> {
+        let first = living.advance(&[State::Creating, State::Running, State::Paused], State::Killed);
+        living.ending.cancel();
+        if first {
+            living.update(|record| record.end_at = Some(Timestamp::now()));
+            living.store(&self.inner.config.store).await?;
+        }
+        Ok(first)
+    }
+
+    async fn end_marked(
+        &self,
+        living: &Arc<Living>,
+        first: bool,
+        reason: Reason,
+    ) -> Result<(), SandboxError> {
+        // Whoever builds it sees that it is to end, takes it down and lets go.
+        let mut parts = living.parts.lock().await;
+        let result = if parts.gone { Ok(()) } else { self.take_down(living, &mut parts).await };
+        if first {
+            let kind = if reason == Reason::Timeout { "sandbox_timeout" } else { "sandbox_killed" };
+            self.recorder(&living.record()).lifecycle(kind, json!({ "reason": reason.as_str() }));
+        }
+        result
+    }
+
+    /// Takes down everything a sandbox is made of: processes, network, control groups, files, ids, in this order.
+    /// Goes on when a part fails and gives the first failure.
+    pub(super) async fn take_down(
+        &self,
+        living: &Arc<Living>,
+        parts: &mut Parts,
+    ) -> Result<(), SandboxError> {
+        let parts = std::mem::replace(parts, Parts { gone: true, ..Parts::default() });
+        let dead = kill_processes(&parts).await;
+        if let Some(attachment) = &parts.attachment {
+            attachment.detach().await;
+        }
+        let mut result = dead;
+        if result.is_ok() {
+            // With its processes its mount namespace has ended, so what is on the disk is no longer mounted.
+            let path = self.directory(&living.id).path().to_owned();
+            let emptied = remove_groups(&parts.cgroups).await;
+            let removed = blocking(move || remove_tree(&path)).await.and_then(|done| Ok(done?));
+            result = emptied.map_err(SandboxError::from).and(removed);
+            // Not earlier: until here a process could still have run with these ids.
+            if let Some(first_id) = parts.first_id {
+                self.inner.ids.release(first_id);
+            }
+        }
+        self.inner.living.lock().remove(&living.id);
+        result
+    }
+}
+
+async fn kill_processes(parts: &Parts) -> Result<(), SandboxError> {
+    let cgroups = parts.cgroups.clone();
+    let Some(process) = &parts.process else {
+        blocking(move || cgroups.kill()).await?;
+        return Ok(());
+    };
+    process.kill().map_err(|error| Fault {
+        step: "kill".to_owned(),
+        object: format!("process {}", process.identity().pid),
+        errno: error.raw_os_error().unwrap_or(0),
+    })?;
+    blocking(move || cgroups.kill()).await?;
+    timeout(DYING, process.ended()).await.map_err(|_| {
+        SandboxError::Setup(Fault::new("wait for the end of", format!("process {}", process.identity().pid)))
+    })
+}
+
+/// The last process leaves its groups a moment after it has ended.
+pub(super) async fn remove_groups(cgroups: &crate::cgroup::Cgroups) -> Result<(), Fault> {
+    let deadline = Instant::now() + EMPTYING;
+    let mut pause = Duration::from_micros(500);
+    loop {
+        match cgroups.remove() {
+            Err(fault)
+                if fault.errno == rustix::io::Errno::BUSY.raw_os_error() && Instant::now() < deadline =>
+            {
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Waits for a moment of the calendar; without one, for ever.
+async fn until(end: Option<Timestamp>) {
+    let Some(end) = end else { return std::future::pending().await };
+    loop {
+        let left = end.duration_since(Timestamp::now());
+        let Ok(left) = Duration::try_from(left) else { return };
+        if left.is_zero() {
+            return;
+        }
+        // In portions: the clock of the calendar may be set, or the machine have slept.
+        sleep_until(Instant::now() + left.min(Duration::from_secs(60))).await;
+    }
+}

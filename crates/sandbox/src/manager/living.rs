@@ -1,0 +1,169 @@
+//! A sandbox that has not ended, as the manager knows it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use policy::PolicySpec;
+use serde::{Deserialize, Serialize};
+use store::{SandboxRecord, Store, StoreError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cgroup::Cgroups,
+    client::InitClient,
+    ids::SandboxId,
+    network::Attachment,
+    process::{Process, ProcessIdentity},
+    template::Template,
+};
+
+/// The states of a sandbox, by their words in the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is being made.
+    Creating,
+    /// Commands can run.
+    Running,
+    /// Its processes stand still.
+    Paused,
+    /// It has ended, or is about to.
+    Killed,
+}
+
+impl State {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Killed => "killed",
+        }
+    }
+
+    pub(super) fn named(word: &str) -> Option<Self> {
+        [Self::Creating, Self::Running, Self::Paused, Self::Killed]
+            .into_iter()
+            .find(|state| state.as_str() == word)
+    }
+}
+
+/// Where and how a sandbox runs, as stored: what a later daemon needs to find it again or to clean up after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct HostState {
+    /// What id 0 inside is on the machine.
+    pub first_id: u32,
+    /// The policy in force.
+    pub policy: PolicySpec,
+    /// Its control groups.
+    #[serde(default)]
+    pub cgroups: Cgroups,
+    /// Its init, once there is one.
+    #[serde(default)]
+    pub process: Option<ProcessIdentity>,
+}
+
+impl HostState {
+    /// What a record says; `None` when it says nothing that this version understands.
+    pub(super) fn of(record: &SandboxRecord) -> Option<Self> {
+        Self::deserialize(&record.host).ok()
+    }
+
+    pub(super) fn to_value(&self) -> serde_json::Value {
+        // Numbers, texts and lists with text keys: nothing that JSON could not hold.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+/// A sandbox that is being made, runs, or is being ended.
+pub(super) struct Living {
+    pub id: SandboxId,
+    pub init: InitClient,
+    /// Set when somebody wants it to end; never taken back.
+    pub ending: CancellationToken,
+    /// When its time is up.
+    pub end_at: watch::Sender<Option<Timestamp>>,
+    /// What is to be taken down when it ends. Held by whoever builds it up or takes it down.
+    pub parts: tokio::sync::Mutex<Parts>,
+    record: Mutex<SandboxRecord>,
+    storing: tokio::sync::Mutex<()>,
+}
+
+/// What a sandbox is made of, as far as it has been made.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// Whether everything has been taken down again.
+    pub gone: bool,
+    pub first_id: Option<u32>,
+    pub cgroups: Cgroups,
+    pub attachment: Option<Box<dyn Attachment>>,
+    pub process: Option<Arc<Process>>,
+    /// Keeps the layers from being deleted.
+    pub template: Option<Template>,
+}
+
+impl Living {
+    pub(super) fn new(id: SandboxId, init: InitClient, record: SandboxRecord) -> Self {
+        let (end_at, _) = watch::channel(record.end_at);
+        Self {
+            id,
+            init,
+            ending: CancellationToken::new(),
+            end_at,
+            parts: tokio::sync::Mutex::default(),
+            record: Mutex::new(record),
+            storing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Writes the present state to the store. Of concurrent calls the last one to write has the latest state.
+    pub(super) async fn store(&self, store: &Store) -> Result<(), StoreError> {
+        let _order = self.storing.lock().await;
+        store.sandboxes().put(&self.record()).await
+    }
+
+    /// A copy of what is stored about it.
+    pub(super) fn record(&self) -> SandboxRecord {
+        self.record.lock().clone()
+    }
+
+    pub(super) fn belongs_to(&self, account: &str) -> bool {
+        self.record.lock().account == account
+    }
+
+    pub(super) fn state(&self) -> State {
+        State::named(&self.record.lock().state).unwrap_or(State::Killed)
+    }
+
+    /// Changes what is known about it; [`Self::store`] is the next step.
+    pub(super) fn update(&self, change: impl FnOnce(&mut SandboxRecord)) {
+        change(&mut self.record.lock());
+    }
+
+    /// Puts it in state `to` if it is in one of `from`. `false` when it is not.
+    pub(super) fn advance(&self, from: &[State], to: State) -> bool {
+        let mut record = self.record.lock();
+        let fits = from.iter().any(|state| state.as_str() == record.state);
+        if fits {
+            record.state = to.as_str().to_owned();
+        }
+        fits
+    }
+
+    /// Sets when its time is up, for whoever waits for that and for the record.
+    pub(super) fn set_end(&self, end_at: Option<Timestamp>) {
+        self.record.lock().end_at = end_at;
+        self.end_at.send_replace(end_at);
+    }
+
+    /// What the record says about where it runs.
+    pub(super) fn host(&self) -> Option<HostState> {
+        HostState::of(&self.record.lock())
+    }
+
+    pub(super) fn set_host(&self, host: &HostState) {
+        self.record.lock().host = host.to_value();
+    }
+}

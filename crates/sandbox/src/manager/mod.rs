@@ -1,0 +1,242 @@
+//! The manager: every sandbox of this machine, from its creation to the last trace of it.
+
+mod create;
+mod end;
+mod gc;
+mod living;
+mod operate;
+mod prepare;
+mod recover;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use audit::Audit;
+use init_protocol::ByteBuf;
+use parking_lot::Mutex;
+use policy::PolicySpec;
+use store::{SandboxFilter, SandboxRecord, Store};
+use tokio_util::sync::CancellationToken;
+
+pub use gc::GcReport;
+pub use living::State;
+
+use crate::{
+    cgroup::{Hierarchies, Limits},
+    error::SandboxError,
+    ids::{IdPool, SandboxId},
+    network::Network,
+    seccomp,
+    spawner::{BindMount, Spawner, SpawnerProgram},
+    template::Templates,
+};
+use living::Living;
+
+/// What a manager is started with.
+pub struct Config {
+    /// The daemon's directory; sandboxes are kept below it.
+    pub data_dir: PathBuf,
+    /// The directory of templates; several daemons may share it.
+    pub templates_dir: PathBuf,
+    /// The program that is the first process of each sandbox.
+    pub init_binary: PathBuf,
+    /// The program that starts first processes: [`SpawnerProgram::this_program`] in the product.
+    pub spawner: SpawnerProgram,
+    /// Where sandboxes get their networks from: the gate.
+    pub network: Arc<dyn Network>,
+    /// Where state is kept.
+    pub store: Store,
+    /// Where events are recorded.
+    pub audit: Audit,
+    /// What a sandbox may use unless it is created with other limits.
+    pub limits: Limits,
+    /// The first id on the machine that sandboxes may use, and how many ranges of 65536 from there on.
+    pub ids: (u32, u32),
+    /// The address of the resolver inside each sandbox.
+    pub nameserver: String,
+}
+
+/// Ids that systemd's register of ranges leaves unused: above those of its containers, below its foreign ones.
+pub const DEFAULT_IDS: (u32, u32) = (0x7000_0000, 4094);
+
+/// What a sandbox is created with.
+#[derive(Clone, Debug)]
+pub struct Create {
+    /// The account it belongs to.
+    pub account: String,
+    /// The template's name, or `tpl-` and the name.
+    pub template: String,
+    /// How long it lives; zero is without end.
+    pub timeout: Duration,
+    /// What happens then.
+    pub on_timeout: OnTimeout,
+    /// What the client attaches to it.
+    pub metadata: BTreeMap<String, String>,
+    /// The environment of all its commands.
+    pub envs: BTreeMap<String, String>,
+    /// What it may reach.
+    pub policy: PolicySpec,
+    /// Whether its network decisions are recorded.
+    pub audit: bool,
+    /// The network and security settings as the client gave them, to be shown again.
+    pub stored: serde_json::Value,
+    /// What it may use of the machine; `None` is the manager's default.
+    pub limits: Option<Limits>,
+    /// Directories of the machine to show inside.
+    pub mounts: Vec<BindMount>,
+}
+
+/// What happens when the time of a sandbox is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnTimeout {
+    /// It ends.
+    #[default]
+    Kill,
+    /// It stands still until it is resumed.
+    Pause,
+}
+
+impl OnTimeout {
+    /// The word of the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+        }
+    }
+}
+
+/// Which sandboxes to list.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only those in one of these states; empty means all but killed ones.
+    pub states: Vec<State>,
+    /// Only those with all of these in their metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// At most this many.
+    pub limit: Option<u32>,
+    /// After skipping this many.
+    pub offset: u32,
+}
+
+/// The manager. Clones are the same one.
+#[derive(Clone)]
+pub struct Manager {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    sandboxes_dir: PathBuf,
+    templates: Templates,
+    hierarchies: Hierarchies,
+    spawner: Spawner,
+    ids: IdPool,
+    seccomp: Vec<ByteBuf>,
+    living: Mutex<HashMap<SandboxId, Arc<Living>>>,
+    stop: CancellationToken,
+}
+
+impl Manager {
+    /// Starts a manager: makes its directories, starts the spawner, takes over the sandboxes of an earlier daemon
+    /// that still run, and clears away what is left of those that do not.
+    ///
+    /// # Errors
+    /// When the machine cannot run sandboxes, or the state cannot be read.
+    pub async fn start(config: Config) -> Result<Self, SandboxError> {
+        let sandboxes_dir = config.data_dir.join("sandboxes");
+        prepare::make_private(&sandboxes_dir)?;
+        let templates = Templates::open(&config.templates_dir)?;
+        // Before the spawner is started, because it is to live in the groups that this may move the daemon to.
+        let hierarchies = Hierarchies::detect(&group_name(&sandboxes_dir)?)?;
+        let seccomp = seccomp::programs()
+            .map_err(|error| crate::Fault::new("make the system call filter", error.to_string()))?;
+        let manager = Self {
+            inner: Arc::new(Inner {
+                spawner: Spawner::start(config.spawner.clone())?,
+                ids: IdPool::new(config.ids.0, config.ids.1),
+                seccomp: seccomp.into_iter().map(ByteBuf::from).collect(),
+                living: Mutex::default(),
+                stop: CancellationToken::new(),
+                config,
+                sandboxes_dir,
+                templates,
+                hierarchies,
+            }),
+        };
+        manager.adopt_all().await?;
+        manager.gc().await?;
+        Ok(manager)
+    }
+
+    /// The templates.
+    pub fn templates(&self) -> &Templates {
+        &self.inner.templates
+    }
+
+    /// A sandbox of this account, whatever its state.
+    pub async fn get(&self, account: &str, id: &SandboxId) -> Result<SandboxRecord, SandboxError> {
+        if let Some(living) = self.find(account, id) {
+            return Ok(living.record());
+        }
+        let stored = self.inner.config.store.sandboxes().get(id.as_str()).await?;
+        stored.filter(|record| record.account == account).ok_or(SandboxError::NotFound)
+    }
+
+    /// The sandboxes of this account that `filter` keeps, newest first, and how many there are without its `limit`
+    /// and `offset`.
+    pub async fn list(
+        &self,
+        account: &str,
+        filter: Filter,
+    ) -> Result<(Vec<SandboxRecord>, u64), SandboxError> {
+        let states = if filter.states.is_empty() {
+            &[State::Creating, State::Running, State::Paused][..]
+        } else {
+            &filter.states
+        };
+        let filter = SandboxFilter {
+            account: Some(account.to_owned()),
+            states: states.iter().map(|state| state.as_str().to_owned()).collect(),
+            metadata: filter.metadata,
+            limit: filter.limit,
+            offset: filter.offset,
+        };
+        Ok(self.inner.config.store.sandboxes().list(&filter).await?)
+    }
+
+    /// Accepts nothing new and lets go of the sandboxes, which run on; a later daemon takes them over. Meanwhile
+    /// nothing passes their networks.
+    pub fn shutdown(&self) {
+        self.inner.stop.cancel();
+    }
+
+    fn find(&self, account: &str, id: &SandboxId) -> Option<Arc<Living>> {
+        self.inner.living.lock().get(id).filter(|living| living.belongs_to(account)).cloned()
+    }
+}
+
+/// The name of this daemon's control groups: two daemons with different directories do not meet.
+fn group_name(sandboxes_dir: &std::path::Path) -> Result<String, SandboxError> {
+    let stat = rustix::fs::stat(sandboxes_dir)
+        .map_err(|error| prepare::failed("examine", sandboxes_dir, error.into()))?;
+    Ok(format!("bailiwick-{:x}-{:x}", stat.st_dev, stat.st_ino))
+}
+
+/// Runs what blocks away from the runtime's own threads, to its end even if nobody waits for it any more.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SandboxError> {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+/// What a task has brought, with its panic if it panicked.
+async fn joined<T>(task: tokio::task::JoinHandle<T>) -> Result<T, SandboxError> {
+    match task.await {
+        Ok(result) => Ok(result),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(SandboxError::ShuttingDown),
+    }
+}

@@ -1,0 +1,148 @@
+//! What is done in a running sandbox.
+
+use std::sync::Arc;
+
+use init_protocol::Request;
+use policy::{Policy, PolicySpec};
+use serde_json::json;
+use store::SandboxRecord;
+
+use super::{
+    Manager, blocking,
+    living::{Living, State},
+};
+use crate::{
+    cgroup::Usage,
+    client::{Command, CommandInfo, Exec, Files, Output},
+    error::SandboxError,
+    ids::SandboxId,
+};
+
+impl Manager {
+    /// Runs a command to its end. Dropping the future kills it.
+    pub async fn exec(&self, account: &str, id: &SandboxId, exec: Exec) -> Result<Output, SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.exec(exec).await)
+    }
+
+    /// Starts a command whose output arrives as it is written.
+    pub async fn exec_streaming(
+        &self,
+        account: &str,
+        id: &SandboxId,
+        exec: Exec,
+    ) -> Result<Command, SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.stream(exec).await)
+    }
+
+    /// Starts a command in the background and gives its process id inside. The last output is kept for
+    /// [`Self::wait`].
+    pub async fn spawn_background(
+        &self,
+        account: &str,
+        id: &SandboxId,
+        exec: Exec,
+    ) -> Result<u32, SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.background(exec).await)
+    }
+
+    /// Waits for a command in the background. Can be repeated.
+    pub async fn wait(&self, account: &str, id: &SandboxId, pid: u32) -> Result<Output, SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.wait(pid).await)
+    }
+
+    /// The commands that run.
+    pub async fn commands(&self, account: &str, id: &SandboxId) -> Result<Vec<CommandInfo>, SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.commands().await)
+    }
+
+    /// Kills a command and what it started. `false` when it had ended.
+    pub async fn kill_command(&self, account: &str, id: &SandboxId, pid: u32) -> Result<bool, SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.decide(Request::Kill { pid }).await)
+    }
+
+    /// Writes to the standard input of a command in the background.
+    pub async fn send_stdin(
+        &self,
+        account: &str,
+        id: &SandboxId,
+        pid: u32,
+        data: &[u8],
+    ) -> Result<(), SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.write_stdin(pid, data).await)
+    }
+
+    /// Ends the standard input of a command in the background.
+    pub async fn close_stdin(&self, account: &str, id: &SandboxId, pid: u32) -> Result<(), SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.order(Request::CloseStdin { pid }).await)
+    }
+
+    /// The files of a sandbox.
+    pub async fn files(&self, account: &str, id: &SandboxId) -> Result<Files, SandboxError> {
+        Ok(Files { init: self.living(account, id).await?.init.clone() })
+    }
+
+    /// What a sandbox uses of the machine.
+    pub async fn usage(&self, account: &str, id: &SandboxId) -> Result<Usage, SandboxError> {
+        let Some(living) = self.find(account, id) else {
+            return self.get(account, id).await.and(Err(SandboxError::Killed));
+        };
+        let cgroups = living.parts.lock().await.cgroups.clone();
+        blocking(move || cgroups.usage()).await
+    }
+
+    /// Puts another policy in force, for flows that exist too. `stored` replaces what the client is shown.
+    pub async fn set_policy(
+        &self,
+        account: &str,
+        id: &SandboxId,
+        spec: PolicySpec,
+        stored: serde_json::Value,
+    ) -> Result<SandboxRecord, SandboxError> {
+        let living = self.living(account, id).await?;
+        let policy = Arc::new(Policy::compile(&spec, self.inner.config.network.floor())?);
+        let parts = living.parts.lock().await;
+        let attachment = parts.attachment.as_ref().ok_or(SandboxError::Killed)?;
+        let changed = attachment.set_policy(policy).await;
+        let generation = changed.map_err(|source| SandboxError::Network { action: "change", source })?;
+        living.update(|record| {
+            record.generation = generation;
+            record.spec = stored;
+        });
+        if let Some(mut host) = living.host() {
+            host.policy = spec;
+            living.set_host(&host);
+        }
+        living.store(&self.inner.config.store).await?;
+        self.recorder(&living.record()).lifecycle("policy_changed", json!({ "generation": generation }));
+        Ok(living.record())
+    }
+
+    /// A sandbox of this account in which something can be done.
+    pub(super) async fn living(&self, account: &str, id: &SandboxId) -> Result<Arc<Living>, SandboxError> {
+        let Some(living) = self.find(account, id) else {
+            return self.get(account, id).await.and(Err(SandboxError::Killed));
+        };
+        match living.state() {
+            State::Running => Ok(living),
+            State::Creating => Err(SandboxError::Creating),
+            State::Paused => Err(SandboxError::Paused),
+            State::Killed => Err(SandboxError::Killed),
+        }
+    }
+}
+
+/// An init that fell silent because its sandbox was killed is not the init's failure.
+fn or_killed<T>(living: &Living, result: Result<T, SandboxError>) -> Result<T, SandboxError> {
+    match result {
+        Err(SandboxError::InitUnreachable(_)) if living.ending.is_cancelled() => Err(SandboxError::Killed),
+        other => other,
+    }
+}

@@ -1,0 +1,111 @@
+//! After a restart of the daemon: its sandboxes still run.
+
+use std::{sync::Arc, time::Duration};
+
+use init_protocol::{InitFrame, Request};
+use jiff::Timestamp;
+use policy::Policy;
+use serde_json::json;
+use store::{SandboxFilter, SandboxRecord};
+use tokio::time::timeout;
+
+use super::{
+    Manager,
+    create::chain,
+    end::Reason,
+    living::{HostState, Living, Parts, State},
+};
+use crate::{
+    client::InitClient, error::SandboxError, fault::Fault, ids::SandboxId, network::NetworkRequest,
+    process::Process,
+};
+
+/// How long init may take to answer the new daemon.
+const ANSWER: Duration = Duration::from_secs(5);
+
+impl Manager {
+    /// Takes over every sandbox that the store says is alive; what cannot be taken over is ended.
+    pub(super) async fn adopt_all(&self) -> Result<(), SandboxError> {
+        let states = [State::Creating, State::Running, State::Paused];
+        let filter = SandboxFilter {
+            states: states.iter().map(|state| state.as_str().to_owned()).collect(),
+            ..SandboxFilter::default()
+        };
+        let (records, _) = self.inner.config.store.sandboxes().list(&filter).await?;
+        for record in records {
+            let Ok(id) = record.id.parse::<SandboxId>() else { continue };
+            let living = Living::new(id.clone(), InitClient::new(self.directory(&id).socket()), record);
+            let living = Arc::new(living);
+            self.inner.living.lock().insert(id, Arc::clone(&living));
+            if let Err(error) = self.adopt(&living).await {
+                tracing::warn!(sandbox = %living.id, error = %chain(&error), "cannot take it over, so it ends");
+                self.end_and_log(&living, Reason::Lost).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn adopt(&self, living: &Arc<Living>) -> Result<(), SandboxError> {
+        let mut parts = living.parts.lock().await;
+        let lost = |what: &str| Fault::new("find", what.to_owned());
+        let host = living.host().ok_or_else(|| lost("where it runs"))?;
+        // First what is needed to end it, should anything below fail.
+        parts.cgroups = host.cgroups.clone();
+        if self.inner.ids.claim(host.first_id) {
+            parts.first_id = Some(host.first_id);
+        }
+        let identity = host.process.as_ref().ok_or_else(|| lost("its first process"))?;
+        let process = Process::find(identity).map_err(|error| lost(&error.to_string()))?;
+        let process = Arc::new(process.ok_or_else(|| lost("its first process"))?);
+        parts.process = Some(Arc::clone(&process));
+        if parts.first_id.is_none() {
+            return Err(lost("its range of user ids").into());
+        }
+        if living.state() == State::Creating {
+            return Err(lost("the end of its creation").into());
+        }
+        parts.template = self.inner.templates.get(&living.record().template_id).ok();
+        self.attach_again(living, &mut parts, &host, &process).await?;
+        if living.state() == State::Running {
+            answers(&living.init).await?;
+        }
+        drop(parts);
+        let away = living.record().end_at.is_some_and(|end| end <= Timestamp::now());
+        self.recorder(&living.record()).lifecycle("sandbox_adopted", json!({ "expired": away }));
+        self.watch_over(living);
+        Ok(())
+    }
+
+    async fn attach_again(
+        &self,
+        living: &Living,
+        parts: &mut Parts,
+        host: &HostState,
+        process: &Process,
+    ) -> Result<(), SandboxError> {
+        let network = &self.inner.config.network;
+        let record: SandboxRecord = living.record();
+        // The floor may have changed since; a policy that no longer compiles must not stay in force.
+        let policy = Arc::new(Policy::compile(&host.policy, network.floor())?);
+        let failed = |source| SandboxError::Network { action: "take over", source };
+        let namespace = process.network_namespace().map_err(|error| failed(error.into()))?;
+        let request = NetworkRequest {
+            sandbox: record.id.clone(),
+            policy,
+            generation: record.generation,
+            recorder: self.recorder(&record),
+            namespace: Some(namespace),
+        };
+        parts.attachment = Some(network.attach(request).await.map_err(failed)?);
+        Ok(())
+    }
+}
+
+async fn answers(init: &InitClient) -> Result<(), SandboxError> {
+    match timeout(ANSWER, init.ask(Request::Ping)).await {
+        Ok(Ok(InitFrame::Done)) => Ok(()),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(other)) => Err(crate::client::unexpected(&other)),
+        Err(_) => Err(SandboxError::InitUnreachable(format!("no answer in {} s", ANSWER.as_secs()))),
+    }
+}
