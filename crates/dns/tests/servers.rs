@@ -1,6 +1,6 @@
 //! The loops over real sockets.
 
-#![allow(clippy::unwrap_used, reason = "a test panics on what it does not expect")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics on what it does not expect")]
 
 mod support;
 

@@ -28,7 +28,9 @@ mod refusal;
 mod relay;
 mod serve;
 mod socket;
+mod workers;
 
 pub use egress::{Egress, EventId, Hold};
 pub use flows::Flows;
 pub use serve::{Limits, serve};
+pub use workers::Workers;

@@ -46,16 +46,19 @@ pub(crate) async fn relay(client: &mut TcpStream, server: &mut TcpStream, entry:
     both(up, &mut down).await
 }
 
-/// Runs two directions of one connection to their end.
+/// Runs two directions of one connection to their end. After that the sockets have to be closed.
 pub(crate) async fn both(mut up: Direction<'_, '_, '_>, down: &mut Direction<'_, '_, '_>) -> Ended {
     let mut broken = false;
     poll_fn(|cx| {
+        // Both sockets are closed when both streams have ended: the second end needs no call of its own.
+        up.passes_end = !down.is_done();
         match up.poll_run(cx) {
             Poll::Ready(Err(Failed::Read)) => return Poll::Ready(Ended::Broken),
             // The server takes nothing any more, but what it had sent before is still worth reading.
             Poll::Ready(Err(Failed::Write)) => broken = true,
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
+        down.passes_end = !up.is_done();
         match down.poll_run(cx) {
             Poll::Ready(Err(_)) => return Poll::Ready(Ended::Broken),
             Poll::Ready(Ok(())) if broken => return Poll::Ready(Ended::Broken),

@@ -7,6 +7,7 @@ mod support;
 use std::sync::atomic::Ordering;
 
 use policy::{EventKind, NameSource, PolicySpec};
+use proxy::Workers;
 use support::{
     ACCESS_DENIED, EVIL, GOOD, HelloBuilder, Lab, Server, assert_event, assert_reset, lab, read_exact,
     read_to_end, write,
@@ -420,5 +421,26 @@ fn stopping_the_proxy_cuts_what_is_open() {
         assert_reset(&mut client).await;
         assert_reset(&mut inside).await;
         lab.wait_idle().await;
+    });
+}
+
+#[test]
+fn worker_threads_relay_as_the_callers_runtime_does_and_stop_with_the_server() {
+    lab(|lab| async move {
+        lab.permit_good();
+        lab.egress.bind(GOOD, "good.test");
+        let server = Server::listen(GOOD, 22).await;
+        let workers = Workers::start(2).unwrap();
+        let listener = lab.listener(22);
+        let (egress, flows, limits, stop) =
+            (lab.egress.clone(), lab.flows.clone(), lab.limits, lab.stop.clone());
+        let serving = tokio::spawn(async move { workers.serve(listener, egress, flows, limits, stop).await });
+        let (mut client, mut inside) = relayed(&lab, &server).await;
+        write(&mut inside, b"back").await;
+        assert_eq!(read_exact(&mut client, 4).await, b"back");
+        lab.stop.cancel();
+        serving.await.unwrap().unwrap();
+        assert_reset(&mut client).await;
+        assert_reset(&mut inside).await;
     });
 }

@@ -4,6 +4,7 @@
 //! listener on all addresses sees the destination that a client meant as its own address; no packet filter is needed.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
 use std::{
     collections::HashMap,
@@ -119,18 +120,21 @@ impl Lab {
 
     /// Starts the proxy for connections of the sandbox to this port of any address.
     pub(crate) fn proxy(&self, port: u16) {
-        let listener = self
-            .sandbox
+        let listener = TcpListener::from_std(self.listener(port)).unwrap();
+        let (egress, flows) = (self.egress.clone(), self.flows.clone());
+        tokio::spawn(serve(listener, egress, flows, self.limits, self.stop.clone()));
+    }
+
+    /// A listener in the sandbox, on this port of every address.
+    pub(crate) fn listener(&self, port: u16) -> std::net::TcpListener {
+        self.sandbox
             .run(|| {
                 let listener = std::net::TcpListener::bind(("0.0.0.0", port))?;
                 listener.set_nonblocking(true)?;
                 io::Result::Ok(listener)
             })
             .unwrap()
-            .unwrap();
-        let listener = TcpListener::from_std(listener).unwrap();
-        let (egress, flows) = (self.egress.clone(), self.flows.clone());
-        tokio::spawn(serve(listener, egress, flows, self.limits, self.stop.clone()));
+            .unwrap()
     }
 
     /// A connection that a program in the sandbox makes.
