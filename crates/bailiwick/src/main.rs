@@ -1,2 +1,64 @@
-//! The program.
-fn main() {}
+//! The program: a daemon, and commands for the people who run it.
+
+#![forbid(unsafe_code)]
+
+mod audit;
+mod cli;
+mod config;
+mod doctor;
+mod engine;
+mod exit;
+mod explain;
+mod gc;
+mod keys;
+mod logging;
+mod node;
+mod run;
+mod serve;
+mod template;
+
+use std::{io::Write, process::ExitCode};
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser};
+use owo_colors::OwoColorize;
+
+use crate::cli::{Cli, Command, PolicyCommand};
+
+fn main() -> ExitCode {
+    // The spawner is this program, started again before it has threads; users never name it.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == sandbox::spawner::ARGUMENT) {
+        return sandbox::spawner::serve();
+    }
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let mut stderr = anstream::stderr().lock();
+            // Nobody can be told that standard error is closed.
+            let _closed = writeln!(stderr, "{} {error:#}", "error:".red().bold());
+            ExitCode::from(exit::code_of(&error))
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<u8> {
+    match &cli.command {
+        Command::Serve(args) => serve::run(&cli.data, args),
+        Command::Run(args) => run::run(&cli.data, args),
+        Command::Audit(args) => block_on(audit::run(&cli.data, args)),
+        Command::Policy(PolicyCommand::Explain(args)) => explain::run(args),
+        Command::Doctor(args) => doctor::run(&cli.data, args),
+        Command::Gc(args) => gc::run(&cli.data, args),
+        Command::Template(command) => template::run(&cli.data, command),
+        Command::Keys(command) => block_on(keys::run(&cli.data, command)),
+        Command::Completion { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "bailiwick", &mut std::io::stdout());
+            Ok(exit::OK)
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}

@@ -1,0 +1,145 @@
+//! `bailiwick audit`: the events, as a table a person likes to read, or as JSON lines.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use comfy_table::{ContentArrangement, Table, presets};
+use jiff::{Timestamp, ToSpan};
+use owo_colors::OwoColorize;
+use policy::Decision;
+use store::{EventQuery, EventRecord, Order, Store};
+
+use crate::{
+    cli::AuditArgs,
+    config::{Config, DataArgs, ServeArgs},
+    exit::{self, BadInput},
+};
+
+/// How often new events are looked for with `--follow`.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Prints events; with `--follow` until interrupted.
+pub(crate) async fn run(data: &DataArgs, args: &AuditArgs) -> Result<u8> {
+    let config = Config::load(data, &ServeArgs::default())?;
+    let directory = &config.data_dir;
+    anyhow::ensure!(
+        directory.join(store::DATABASE).exists(),
+        "there are no events in {}: no daemon has run with this --data-dir",
+        directory.display()
+    );
+    let store = Store::open_beside(directory)
+        .await
+        .with_context(|| format!("opening the events in {}", directory.display()))?;
+    let query = EventQuery {
+        sandbox: args.sandbox.clone(),
+        since: args.since.as_deref().map(parse_since).transpose()?,
+        decision: args
+            .decision
+            .as_deref()
+            .map(|word| if word == "deny" { Decision::Deny } else { Decision::Allow }),
+        host: args.host.clone(),
+        ..EventQuery::default()
+    };
+    let newest = EventQuery { order: Order::NewestFirst, limit: Some(args.limit), ..query.clone() };
+    let mut events = store.events().query(&newest).await?.events;
+    events.reverse();
+    let mut seen = events.last().map_or(0, |event| event.id);
+    print(&events, args.json, true)?;
+    while args.follow {
+        tokio::time::sleep(POLL).await;
+        let mut page = store.events().query(&newest).await?.events;
+        page.retain(|event| event.id > seen);
+        page.reverse();
+        seen = page.last().map_or(seen, |event| event.id);
+        print(&page, args.json, false)?;
+    }
+    Ok(exit::OK)
+}
+
+/// A point in time, or how long ago.
+fn parse_since(text: &str) -> Result<Timestamp> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let bad =
+        || anyhow!(BadInput(format!("{text:?} is neither an RFC 3339 time nor a span such as 15m or 2h")));
+    let (number, unit) = text.split_at(text.len().saturating_sub(1));
+    let number: i64 = number.parse().map_err(|_| bad())?;
+    let span = match unit {
+        "s" => number.seconds(),
+        "m" => number.minutes(),
+        "h" => number.hours(),
+        "d" => (number.checked_mul(24).ok_or_else(bad)?).hours(),
+        _ => return Err(bad()),
+    };
+    Timestamp::now().checked_sub(span).map_err(|_| bad())
+}
+
+fn print(events: &[EventRecord], json: bool, header: bool) -> Result<()> {
+    if json {
+        for event in events {
+            anstream::println!("{}", serde_json::to_string(event)?);
+        }
+    } else if header || !events.is_empty() {
+        anstream::println!("{}", table(events, header));
+    }
+    Ok(())
+}
+
+/// The events as a table.
+pub(crate) fn table(events: &[EventRecord], header: bool) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    if header {
+        table.set_header(["TIME", "SANDBOX", "EVENT", "DESTINATION", "RULE", "REASON", "COUNT"]);
+    }
+    for event in events {
+        let kind = match event.decision {
+            Some(Decision::Allow) => event.kind.green().to_string(),
+            Some(Decision::Deny) => event.kind.red().to_string(),
+            None => event.kind.to_string(),
+        };
+        table.add_row([
+            event.time.strftime("%H:%M:%S%.3f").to_string(),
+            event.sandbox_id.clone().unwrap_or_default(),
+            kind,
+            destination(event),
+            event.rule.as_ref().map(|rule| rule.text.clone()).unwrap_or_default(),
+            event.reason.as_deref().unwrap_or_default().to_owned(),
+            event.count.to_string(),
+        ]);
+    }
+    table
+}
+
+/// `protocol host (address):port`, as much of it as is known.
+pub(crate) fn destination(event: &EventRecord) -> String {
+    let address = event.address.map(|address| address.to_string());
+    let mut text = match (&event.host, address) {
+        (Some(host), Some(address)) => format!("{host} ({address})"),
+        (Some(host), None) => host.clone(),
+        (None, Some(address)) => address,
+        (None, None) => return String::new(),
+    };
+    if let Some(port) = event.port {
+        text.push_str(&format!(":{port}"));
+    }
+    match &event.protocol {
+        Some(protocol) => format!("{protocol} {text}"),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_takes_a_time_or_a_span() {
+        assert!(parse_since("2026-01-02T03:04:05Z").is_ok());
+        assert!(parse_since("15m").unwrap() < Timestamp::now());
+        for bad in ["", "m", "15", "yesterday", "99999999999999999d"] {
+            assert_eq!(exit::code_of(&parse_since(bad).unwrap_err()), exit::BAD_INPUT, "{bad}");
+        }
+    }
+}

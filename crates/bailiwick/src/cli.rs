@@ -1,0 +1,264 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{DataArgs, ServeArgs};
+
+/// A sandbox for an agent's code, and a firewall that decides, connection by connection, what it may reach.
+#[derive(Debug, Parser)]
+#[command(name = "bailiwick", version, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Where the state is
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the daemon: the REST API, the sandboxes and their gates
+    Serve(ServeArgs),
+    /// Run one command in a sandbox of its own, without a daemon
+    Run(RunArgs),
+    /// Show what was permitted and what was refused, and why
+    Audit(AuditArgs),
+    /// Ask what a policy means
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Check whether this machine can run sandboxes, and say what to do if not
+    Doctor(DoctorArgs),
+    /// Find and remove what sandboxes left behind and no record owns
+    Gc(GcArgs),
+    /// Build, import and list templates (root file systems)
+    #[command(subcommand)]
+    Template(TemplateCommand),
+    /// Create, list and revoke API keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options that make a policy.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct PolicyArgs {
+    /// Permit this destination: host, *.host, ~REGEX, address or CIDR, each with an optional :port; repeatable
+    #[arg(long, value_name = "ENTRY")]
+    pub allow_out: Vec<String>,
+    /// Refuse this destination, in the same forms; repeatable
+    #[arg(long, value_name = "ENTRY")]
+    pub deny_out: Vec<String>,
+}
+
+impl PolicyArgs {
+    /// The policy these options ask for.
+    pub(crate) fn spec(&self) -> policy::PolicySpec {
+        policy::PolicySpec {
+            allow_out: self.allow_out.clone(),
+            deny_out: self.deny_out.clone(),
+            ..policy::PolicySpec::default()
+        }
+    }
+}
+
+/// Options of `bailiwick run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// The policy
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Root file system: `host` (this machine's /usr and nothing else of it), or a template by name
+    #[arg(long, short, default_value = "host", value_name = "NAME")]
+    pub template: String,
+    /// Directory of the templates [default: templates/ in the data directory]
+    #[arg(long, env = "BAILIWICK_TEMPLATES", value_name = "DIR")]
+    pub templates_dir: Option<PathBuf>,
+    /// Environment variable; without a value it is taken from this environment; repeatable
+    #[arg(long, short, value_name = "K[=V]")]
+    pub env: Vec<String>,
+    /// Directory of this machine to show inside, read-write unless `:ro`; repeatable
+    #[arg(long, value_name = "SRC:DST[:ro]")]
+    pub mount: Vec<String>,
+    /// Working directory inside [default: the user's home]
+    #[arg(long, short = 'w', value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// User inside: `user` or `root`
+    #[arg(long, short, default_value = "user", value_name = "NAME")]
+    pub user: String,
+    /// Kill the command after this many seconds (exit code 124)
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// DNS server that permitted names are looked up at; may be repeated [default: those of /etc/resolv.conf]
+    #[arg(long, env = "BAILIWICK_DNS", value_name = "ADDR[:PORT]", value_delimiter = ',', value_parser = crate::config::dns_server)]
+    pub dns: Vec<std::net::SocketAddr>,
+    /// Print every decision as a JSON line on stderr when the command has ended
+    #[arg(long)]
+    pub json: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// Options of `bailiwick audit`.
+#[derive(Args, Debug)]
+pub(crate) struct AuditArgs {
+    /// Sandbox to show; all of them if omitted
+    pub sandbox: Option<String>,
+    /// Keep showing events as they happen
+    #[arg(long, short)]
+    pub follow: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Only events after this time (RFC 3339), or this long ago (such as `15m` or `2h`)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only this decision
+    #[arg(long, value_parser = ["allow", "deny"])]
+    pub decision: Option<String>,
+    /// Only this host
+    #[arg(long)]
+    pub host: Option<String>,
+    /// At most this many events (the newest)
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+}
+
+/// Commands about policies.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Say whether a policy permits a destination, and which rule decides: exit 0 permitted, 3 refused, 2 bad input
+    Explain(ExplainArgs),
+}
+
+/// Options of `bailiwick policy explain`.
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// The policy
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Transport protocol
+    #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
+    pub protocol: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The destination: HOST:PORT, ADDRESS:PORT or [V6]:PORT
+    #[arg(value_name = "HOST:PORT")]
+    pub destination: String,
+}
+
+/// Options of `bailiwick doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// The options the daemon would have
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `bailiwick gc`.
+#[derive(Args, Debug)]
+pub(crate) struct GcArgs {
+    /// End every sandbox of the data directory, too (the daemon must not be running)
+    #[arg(long)]
+    pub all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands about templates.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// List the templates
+    Ls(TemplateArgs),
+    /// Build templates from the distribution's packages (with mmdebstrap); one that is there already is kept
+    Build {
+        /// Options common to template commands
+        #[command(flatten)]
+        common: TemplateArgs,
+        /// Build anew even if it is there
+        #[arg(long)]
+        force: bool,
+        /// Names: base, python
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Make a template from a root tarball or an OCI image layout
+    Import {
+        /// Options common to template commands
+        #[command(flatten)]
+        common: TemplateArgs,
+        /// Its name
+        name: String,
+        /// The tarball (.tar, .tar.gz) or the directory of the layout
+        path: PathBuf,
+    },
+    /// Remove a template
+    Rm {
+        /// Options common to template commands
+        #[command(flatten)]
+        common: TemplateArgs,
+        /// Its name
+        name: String,
+    },
+}
+
+/// Options common to template commands.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct TemplateArgs {
+    /// Directory of the templates [default: templates/ in the data directory]
+    #[arg(long, env = "BAILIWICK_TEMPLATES", value_name = "DIR")]
+    pub templates_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands about API keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Create a key and print it; it is stored hashed and cannot be shown again
+    Create {
+        /// What the key is for
+        #[arg(long, default_value = "cli")]
+        name: String,
+    },
+    /// List the keys, masked
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a key by its id
+    Revoke {
+        /// The id, as `ls` shows it
+        id: String,
+    },
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
