@@ -105,9 +105,10 @@ fn stdin_closed(pid: u32) -> Failure {
 }
 
 /// Waits for an event, or for the daemon to give up.
-fn wait_for(connection: &Connection, event: PollFlags, of: BorrowedFd<'_>) -> Result<()> {
+fn wait_for(connection: &mut Connection, event: PollFlags, of: BorrowedFd<'_>) -> Result<()> {
+    connection.flush()?;
     loop {
-        let mut fds = [PollFd::from_borrowed_fd(of, event), PollFd::new(connection, PollFlags::RDHUP)];
+        let mut fds = [PollFd::from_borrowed_fd(of, event), PollFd::new(&*connection, PollFlags::RDHUP)];
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(failure("wait for a command", error)),

@@ -20,10 +20,9 @@ const GREETING: Duration = Duration::from_secs(10);
 /// Serves a connection to its end.
 pub(crate) fn serve(server: &Arc<Server>, socket: UnixStream) {
     let mut connection = Connection::new(socket);
-    // A daemon that has gone needs no answer, and there is nobody else to tell.
-    let _ = connection.send(&InitFrame::Hello(Hello::CURRENT));
     let outcome = connection.request().and_then(|request| dispatch(server, &mut connection, request));
     if let Err(failure) = outcome {
+        // A daemon that has gone needs no answer, and there is nobody else to tell.
         let _ = connection.send(&InitFrame::Failed(failure));
     }
     let _ = connection.flush();
@@ -57,7 +56,10 @@ impl Connection {
     /// Greeting and request.
     fn request(&mut self) -> Result<Request> {
         self.socket.set_read_timeout(Some(GREETING)).map_err(lost)?;
-        match self.receive()? {
+        let first = self.receive();
+        // Now, so that it goes out together with the answer if the request is there already.
+        self.queue(&InitFrame::Hello(Hello::CURRENT))?;
+        match first? {
             ClientFrame::Hello(hello) if hello == Hello::CURRENT => {}
             ClientFrame::Hello(hello) => {
                 let versions =
@@ -73,12 +75,13 @@ impl Connection {
         Ok(request)
     }
 
-    /// The next frame; waits for it.
+    /// The next frame; waits for it, but not before everything was sent.
     pub(crate) fn receive(&mut self) -> Result<ClientFrame> {
         loop {
             if let Some(frame) = self.received()? {
                 return Ok(frame);
             }
+            self.flush()?;
             if self.fill()? == 0 {
                 return Err(lost(io::ErrorKind::UnexpectedEof.into()));
             }
