@@ -216,7 +216,7 @@ mod tests {
         let (before, now) = (in_force(&["10.0.0.0/8"], 1), in_force(&["10.0.0.0/8", "192.168.0.0/16"], 2));
         let policies = Policies { now: &now, before: Some(&before) };
         let event = refusal(&to("192.168.1.1", 6, 22), None, &policies).unwrap();
-        assert_eq!((event.verdict.reason, event.generation), (Reason::PrivateRange, 1));
+        assert_eq!((event.verdict.reason, event.generation), (Reason::DefaultDeny, 1));
         let policies = Policies { now: &before, before: Some(&now) };
         let event = permission(&to("192.168.1.1", 6, 22), None, &policies);
         assert_eq!((event.verdict.reason, event.generation), (Reason::AllowEntry, 2));

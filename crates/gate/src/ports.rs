@@ -87,14 +87,14 @@ mod tests {
 
     #[test]
     fn the_ports_of_a_name_are_those_on_which_the_policy_permits_it() {
-        let allow = ["db.example:5432", "*.example:443", "web.example", "10.0.0.0/8:22"];
+        let allow = ["db.corp.test:5432", "*.corp.test:443", "web.test", "10.0.0.0/8:22"];
         let spec = PolicySpec { allow_out: allow.map(str::to_owned).to_vec(), ..PolicySpec::default() };
         let policy = Policy::compile(&spec, Arc::new(Floor::new([]))).unwrap();
         let named = NamedPorts::of(&policy);
         let permitted = |name| named.permitted(&policy, &HostName::parse(name).unwrap());
-        assert_eq!(permitted("db.example"), PortSet::Only([443, 5432].into()));
-        assert_eq!(permitted("a.example"), PortSet::Only([443].into()));
-        assert_eq!(permitted("web.example"), PortSet::Every);
+        assert_eq!(permitted("db.corp.test"), PortSet::Only([443, 5432].into()));
+        assert_eq!(permitted("a.corp.test"), PortSet::Only([443].into()));
+        assert_eq!(permitted("web.test"), PortSet::Every);
         assert_eq!(permitted("else.test"), PortSet::none());
     }
 

@@ -9,7 +9,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
 };
 
-use crate::{Connection, Error, LinkIndex};
+use crate::{Connection, Error, LinkIndex, Route, RouteKind};
 
 /// An address that a link has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,19 +21,17 @@ pub struct InterfaceAddress {
 }
 
 impl Connection {
-    /// Gives a link an address. It is usable at once: no duplicate address detection takes place.
+    /// Gives a link an address. It is usable and reachable at once: no duplicate address detection takes place.
     /// An address that is there already is no error.
     ///
     /// # Errors
     /// [`Error::Address`] with what the kernel says.
     pub fn add_address(&mut self, link: LinkIndex, address: IpNet) -> Result<(), Error> {
         let message = RouteNetlinkMessage::NewAddress(address_message(link, address));
-        self.request(message, NLM_F_CREATE | NLM_F_REPLACE)?.map_err(|source| Error::Address {
-            action: "add",
-            address,
-            link,
-            source,
-        })
+        let refused = |source| Error::Address { action: "add", address, link, source };
+        self.request(message, NLM_F_CREATE | NLM_F_REPLACE)?.map_err(refused)?;
+        // The kernel makes an IPv6 address reachable later, from a work queue, which may take a second.
+        if address.addr().is_ipv6() { self.set_route(&host_route(link, address)) } else { Ok(()) }
     }
 
     /// Takes an address from a link.
@@ -42,7 +40,16 @@ impl Connection {
     /// [`Error::Address`] with what the kernel says.
     pub fn delete_address(&mut self, link: LinkIndex, address: IpNet) -> Result<(), Error> {
         let message = RouteNetlinkMessage::DelAddress(address_message(link, address));
-        self.request(message, 0)?.map_err(|source| Error::Address { action: "delete", address, link, source })
+        let refused = |source| Error::Address { action: "delete", address, link, source };
+        self.request(message, 0)?.map_err(refused)?;
+        if address.addr().is_ipv4() {
+            return Ok(());
+        }
+        match self.delete_route(&host_route(link, address)) {
+            // The kernel has taken it with the address.
+            Err(error) if error.is_no_such_route() => Ok(()),
+            deleted => deleted,
+        }
     }
 
     /// All addresses of the namespace, loopback included.
@@ -60,6 +67,14 @@ impl Connection {
     }
 }
 
+/// What makes packets to the address stay here.
+fn host_route(link: LinkIndex, address: IpNet) -> Route {
+    Route { kind: RouteKind::Local, table: LOCAL_TABLE, ..Route::direct(address.addr().into(), link) }
+}
+
+/// The table of the namespace's own addresses, which is looked into first.
+const LOCAL_TABLE: u32 = 255;
+
 fn address_message(link: LinkIndex, address: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = if address.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -70,7 +85,12 @@ fn address_message(link: LinkIndex, address: IpNet) -> AddressMessage {
     message.attributes.push(AddressAttribute::Local(address.addr()));
     message.attributes.push(AddressAttribute::Address(address.addr()));
     if address.addr().is_ipv6() {
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        let mut flags = AddressFlags::Nodad;
+        if address.prefix_len() == address.max_prefix_len() {
+            // There are no neighbours to have a route to.
+            flags |= AddressFlags::Noprefixroute;
+        }
+        message.attributes.push(AddressAttribute::Flags(flags));
     }
     message
 }

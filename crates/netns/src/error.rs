@@ -139,6 +139,11 @@ impl Error {
         self.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
     }
 
+    /// Whether the route asked about is not there (any more).
+    pub fn is_no_such_route(&self) -> bool {
+        self.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+    }
+
     /// The kernel's error number, where there is one.
     pub fn raw_os_error(&self) -> Option<i32> {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);

@@ -189,3 +189,22 @@ fn a_connected_socket_is_listed_and_dies_when_destroyed() {
     assert_eq!(socket.remote, server.local_addr().unwrap());
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().raw_os_error(), Some(103), "ECONNABORTED");
 }
+
+#[test]
+fn an_address_is_reachable_as_soon_as_it_is_added() {
+    for _ in 0..200 {
+        let ns = namespace();
+        ns.run(|| {
+            let mut connection = Connection::open().unwrap();
+            for own in ["192.0.2.7", "2001:db8::7"] {
+                let own: IpAddr = own.parse().unwrap();
+                connection.add_address(LinkIndex::LOOPBACK, own.into()).unwrap();
+                let listener = TcpListener::bind((own, 0)).unwrap();
+                // A lost SYN would be repeated after a second only.
+                let at_once = Duration::from_millis(900);
+                TcpStream::connect_timeout(&listener.local_addr().unwrap(), at_once).unwrap();
+            }
+        })
+        .unwrap();
+    }
+}
