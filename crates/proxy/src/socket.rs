@@ -1,18 +1,26 @@
 //! A TCP connection that is reset unless it ended well.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     ops::{Deref, DerefMut},
+    pin::Pin,
+    task::{Poll, ready},
     time::Duration,
 };
 
+use rustix::net::sockopt;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncWriteExt, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
 
+use crate::buffer;
+
+/// After how much silence of a server it is probed.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
 /// How long a client gets to take in a refusal and close its side.
 const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes of it are read and thrown away meanwhile.
@@ -30,13 +38,16 @@ impl Socket {
         Self { stream, finished: false }
     }
 
-    /// Connects, without Nagle's delay.
+    /// Connects, without Nagle's delay and with probes that notice when the other side is gone for good: the
+    /// client's own end only here and would never know.
     pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
         let socket = match address {
             SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
             SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
         };
         socket.set_nodelay(true)?;
+        socket.set_keepalive(true)?;
+        sockopt::set_tcp_keepidle(&socket, PROBE_AFTER)?;
         Ok(Self::new(socket.connect(address).await?))
     }
 
@@ -51,10 +62,9 @@ impl Socket {
         let farewell = async {
             self.stream.write_all(message).await?;
             self.stream.shutdown().await?;
-            let mut ignored = [0; 4096];
             let mut left = LINGER_BYTES;
             while left > 0 {
-                match self.stream.read(&mut ignored).await? {
+                match discard(&mut self.stream).await? {
                     0 => break,
                     n => left = left.saturating_sub(n),
                 }
@@ -65,6 +75,18 @@ impl Socket {
         let _ = timeout(LINGER, farewell).await;
         self.finished = true;
     }
+}
+
+/// Reads what the stream has and throws it away: how much that was, 0 at its end.
+async fn discard(stream: &mut TcpStream) -> io::Result<usize> {
+    poll_fn(|cx| {
+        buffer::with(|buffer| {
+            let mut buffer = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer))?;
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    })
+    .await
 }
 
 impl Deref for Socket {

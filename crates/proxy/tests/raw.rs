@@ -444,3 +444,39 @@ fn worker_threads_relay_as_the_callers_runtime_does_and_stop_with_the_server() {
         assert_reset(&mut inside).await;
     });
 }
+
+#[test]
+fn while_policies_come_and_go_no_flow_outlives_the_one_that_permitted_it() {
+    lab(|lab| async move {
+        let server = ssh(&lab).await;
+        let accepting = tokio::spawn(async move {
+            let mut open = Vec::new();
+            loop {
+                open.push(server.accept().await);
+            }
+        });
+        let spec = |name: &str| PolicySpec { allow_out: vec![name.to_owned()], ..PolicySpec::default() };
+        let mut clients = Vec::new();
+        for i in 0..40 {
+            for _ in 0..5 {
+                let mut client = lab.connect(GOOD, 22).await;
+                let _ = client.write_all(b"SSH-2.0-client\r\n").await;
+                clients.push(client);
+            }
+            for _ in 0..i % 7 {
+                tokio::task::yield_now().await;
+            }
+            lab.set_policy(&spec(if i % 2 == 0 { "other.test" } else { "good.test" }));
+        }
+        lab.set_policy(&spec("other.test"));
+        lab.wait_idle().await;
+        accepting.abort();
+        // Every flow that was permitted has ended, and was recorded as ended.
+        for (i, event) in lab.events().iter().enumerate() {
+            if event.kind == EventKind::EgressAllowed {
+                lab.wait_finished(i).await;
+            }
+        }
+        assert!(lab.events().iter().any(|event| event.kind == EventKind::EgressRevoked));
+    });
+}

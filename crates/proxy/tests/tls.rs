@@ -262,3 +262,19 @@ fn the_next_address_is_tried_when_one_does_not_answer() {
         passes(&lab, &good, EVIL, &HelloBuilder::named("good.test").build()).await;
     });
 }
+
+#[test]
+fn ipv6_follows_the_same_rules() {
+    const GOOD_V6: &str = "2606:2800:21f::34";
+    lab(|lab| async move {
+        lab.permit_good();
+        lab.egress.resolve("good.test", &[GOOD, GOOD_V6]);
+        lab.proxy(443);
+        let good = Server::listen(GOOD_V6, 443).await;
+        let evil = Server::listen("2606:2800:21f::66", 443).await;
+        // The client's family is tried first.
+        passes(&lab, &good, "2606:2800:21f::66", &HelloBuilder::named("good.test").build()).await;
+        is_refused(&lab, "2606:2800:21f::66", &HelloBuilder::named("evil.test").build()).await;
+        assert!(!evil.was_reached());
+    });
+}

@@ -65,6 +65,8 @@ fn every_address_is_local() {
         (route.kind, route.table) = (RouteKind::Local, 255);
         connection.set_route(&route).unwrap();
     }
+    // IPv6 asks for more than a route before it lets a socket have an address.
+    netns::sysctl::set("ipv6/ip_nonlocal_bind", "1").unwrap();
 }
 
 /// The sandbox and its proxy.
@@ -129,7 +131,7 @@ impl Lab {
     pub(crate) fn listener(&self, port: u16) -> std::net::TcpListener {
         self.sandbox
             .run(|| {
-                let listener = std::net::TcpListener::bind(("0.0.0.0", port))?;
+                let listener = std::net::TcpListener::bind(("::", port))?;
                 listener.set_nonblocking(true)?;
                 io::Result::Ok(listener)
             })
