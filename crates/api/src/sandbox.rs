@@ -274,8 +274,9 @@ pub struct Metrics {
     pub cpu_usage_percent: f64,
     /// In MiB.
     pub memory_usage_mb: f64,
-    /// In MiB.
-    pub disk_usage_mb: f64,
+    /// In MiB; absent where it is not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_usage_mb: Option<f64>,
 }
 
 /// The server is up.

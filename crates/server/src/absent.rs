@@ -23,7 +23,6 @@ const DELETE: MethodFilter = MethodFilter::DELETE;
 
 /// Methods, path, and what would be there.
 const ROUTES: &[(MethodFilter, &str, &str)] = &[
-    (GET, "/sandboxes/{id}/metrics", "metrics of a sandbox"),
     (POST, "/sandboxes/{id}/pause", "pausing a sandbox"),
     (POST, "/sandboxes/{id}/resume", "resuming a sandbox"),
     (POST, "/sandboxes/{id}/snapshot", "snapshots"),

@@ -6,12 +6,14 @@ use std::{
     time::Duration,
 };
 
-use api::{CreateSandbox, Lifecycle, Network, OnTimeout, Sandbox, SandboxState, SecurityPolicy};
+use api::{CreateSandbox, Lifecycle, Metrics, Network, OnTimeout, Sandbox, SandboxState, SecurityPolicy};
+use jiff::Timestamp;
 use policy::{EchMode, Floor, Policy, PolicyError, PolicySpec, RefusedNames};
+use sandbox::{Entry, EntryKind, cgroup::Usage};
 use serde_json::{Value, json};
 use store::SandboxRecord;
 
-use crate::{Entry, EntryKind, error::ApiError};
+use crate::error::ApiError;
 
 /// The time a sandbox gets if the request does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -158,4 +160,32 @@ pub(crate) fn entry(entry: Entry) -> api::Entry {
         EntryKind::File => api::EntryKind::File,
     };
     api::Entry { name: entry.name, path: entry.path, kind, size: entry.size }
+}
+
+/// The policies as given, with another network policy.
+pub(crate) fn with_network(mut stored: Value, network: &Network) -> Value {
+    match stored.as_object_mut() {
+        Some(fields) => {
+            fields.insert("network".to_owned(), json!(network));
+            stored
+        }
+        None => json!({"network": network}),
+    }
+}
+
+/// What was used, from two measurements so far apart. How much disk that is, nobody counts.
+pub(crate) fn metrics(now: Timestamp, before: Usage, after: Usage, elapsed: Duration) -> Metrics {
+    let micros = after.cpu_micros.saturating_sub(before.cpu_micros);
+    Metrics {
+        timestamp: now.into(),
+        cpu_usage_percent: Duration::from_micros(micros).div_duration_f64(elapsed) * 100.0,
+        memory_usage_mb: mebibytes(after.memory_bytes),
+        disk_usage_mb: None,
+    }
+}
+
+/// Exact to far below a byte for all amounts that exist.
+#[expect(clippy::as_conversions, reason = "there is no lossless conversion to a floating point number")]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }

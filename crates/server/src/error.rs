@@ -10,7 +10,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use crate::{SandboxError, convert::invalid_policy};
+use sandbox::SandboxError;
+
+use crate::convert::invalid_policy;
 
 /// A failure as it is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +64,9 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, Json(body)).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -4,7 +4,11 @@
 //! the connection is gone, and its answer is stored before it is sent. Only successes are stored: a failure had no
 //! effect, so a repeat of it is a first.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use api::code;
 use axum::{
@@ -13,14 +17,44 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use store::{Begin, Store, StoreError};
 
-use crate::error::ApiError;
+use crate::{App, error::ApiError};
 
 /// The longest key accepted, in bytes. Clients send a UUID.
 const LONGEST_KEY: usize = 255;
+
+/// How often answers that nobody can ask for any more are forgotten.
+const PURGE_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// When answers were last forgotten.
+pub(crate) struct LastPurge(Mutex<Instant>);
+
+impl Default for LastPurge {
+    fn default() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+}
+
+impl LastPurge {
+    /// Forgets old answers in the background, if it is time.
+    fn if_due(&self, store: &Store) {
+        let mut last = self.0.lock();
+        if last.elapsed() < PURGE_EVERY {
+            return;
+        }
+        *last = Instant::now();
+        let store = store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.idempotency().purge().await {
+                tracing::warn!(%error, "cannot forget old answers");
+            }
+        });
+    }
+}
 
 /// The key of a request, if it has one.
 pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
@@ -35,15 +69,16 @@ pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 
 /// Does `work`, or answers with what it gave the first time. A success is 201 with the value as JSON.
 pub(crate) async fn once<T: Serialize>(
-    store: &Store,
+    app: &App,
     account: Arc<str>,
     key: Option<String>,
     body: &[u8],
     work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let Some(key) = key else { return run(work, None).await };
-    match store.idempotency().begin(&account, &key, &Sha256::digest(body)).await? {
-        Begin::New => run(work, Some(Claim { store: store.clone(), account, key })).await,
+    app.last_purge.if_due(&app.store);
+    match app.store.idempotency().begin(&account, &key, &Sha256::digest(body)).await? {
+        Begin::New => run(work, Some(Claim { store: app.store.clone(), account, key })).await,
         Begin::Replay { status, body } => {
             let status = StatusCode::from_u16(status).map_err(|error| ApiError::internal(&error))?;
             Ok(json(status, body))

@@ -18,6 +18,7 @@ mod idempotency;
 pub mod keys;
 mod late;
 mod listen;
+mod manager;
 mod request;
 mod routes;
 mod sandboxes;
@@ -30,9 +31,6 @@ use tokio_util::sync::CancellationToken;
 
 pub use listen::{ServeConfig, ServeError, Server, TlsFiles};
 pub use routes::{openapi, router};
-pub use sandboxes::temporary::{
-    CommandInfo, Create, Entry, EntryKind, Exec, Filter, Output, SandboxError, SandboxId, WriteInfo,
-};
 pub use sandboxes::{Content, Doing, Files, Sandboxes, Source};
 
 /// What the routes work with.
@@ -55,6 +53,7 @@ pub(crate) struct AppInner {
     pub(crate) store: store::Store,
     pub(crate) audit: audit::Audit,
     pub(crate) keys: keys::KeyRing,
+    pub(crate) last_purge: idempotency::LastPurge,
 }
 
 impl std::ops::Deref for App {
@@ -69,7 +68,13 @@ impl App {
     pub(crate) fn new(deps: Deps) -> Self {
         let Deps { sandboxes, store, audit } = deps;
         let keys = keys::KeyRing::new(store.clone());
-        Self(Arc::new(AppInner { sandboxes, store, audit, keys }))
+        Self(Arc::new(AppInner {
+            sandboxes,
+            store,
+            audit,
+            keys,
+            last_purge: idempotency::LastPurge::default(),
+        }))
     }
 }
 

@@ -9,9 +9,11 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use jiff::Timestamp;
+use sandbox::SandboxId;
 use serde::de::DeserializeOwned;
 
-use crate::{SandboxId, error::ApiError};
+use crate::error::ApiError;
 
 /// The longest JSON body, in bytes.
 pub(crate) const JSON_LIMIT: usize = 10 * 1024 * 1024;
@@ -146,6 +148,13 @@ impl Query {
                 Err(error) => Err(ApiError::bad_request(format!("{name}: {value:?}: {error}"))),
             },
         }
+    }
+
+    /// A time in RFC 3339. A `+` that was not escaped, as in `+00:00`, arrives as a space.
+    pub(crate) fn time(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
+        let Some(text) = self.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+        let time = text.replace(' ', "+").parse();
+        time.map(Some).map_err(|error| ApiError::bad_request(format!("{name}: {text:?}: {error}")))
     }
 
     pub(crate) fn is_true(&self, name: &str) -> bool {

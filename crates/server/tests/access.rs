@@ -18,6 +18,8 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/sandboxes/kill-many"),
     ("GET", "/sandboxes/ID/status"),
     ("PATCH", "/sandboxes/ID/timeout"),
+    ("PUT", "/sandboxes/ID/network"),
+    ("GET", "/sandboxes/ID/metrics"),
     ("POST", "/sandboxes/ID/commands"),
     ("GET", "/sandboxes/ID/commands"),
     ("GET", "/sandboxes/ID/commands/100/wait"),
@@ -40,7 +42,6 @@ const ROUTES: &[(&str, &str)] = &[
 
 /// Routes of the published API that answer 501.
 const ABSENT: &[(&str, &str)] = &[
-    ("GET", "/sandboxes/ID/metrics"),
     ("POST", "/sandboxes/ID/pause"),
     ("POST", "/sandboxes/ID/resume"),
     ("POST", "/sandboxes/ID/snapshot"),
@@ -120,7 +121,7 @@ const ABSENT: &[(&str, &str)] = &[
 fn body() -> serde_json::Value {
     json!({
         "cmd": "echo hi", "timeout": 60, "data": "text", "path": "/a", "old_path": "/a", "new_path": "/b",
-        "files": [], "sandbox_ids": []
+        "files": [], "sandbox_ids": [], "allow_out": ["a.example.com"]
     })
 }
 

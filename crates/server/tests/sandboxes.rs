@@ -307,6 +307,45 @@ async fn the_time_limit_is_set_by_patch_and_by_connect() {
     lab.alice("GET", &format!("/sandboxes/{id}?timeout=90"), ()).await.expect(200);
 }
 
+#[tokio::test]
+async fn a_policy_is_replaced_as_a_whole_or_not_at_all() {
+    let lab = Lab::new().await;
+    let created =
+        json!({"network": {"allow_out": ["a.example.com"]}, "security": {"audit": {"enabled": true}}});
+    let id = lab.alice("POST", "/sandboxes", created).await.expect(201)["sandbox_id"].clone();
+    let path = format!("/sandboxes/{}", id.as_str().unwrap());
+    let network = json!({"allow_out": ["b.example.com"], "deny_out": ["*"]});
+    let changed = lab.alice("PUT", &format!("{path}/network"), &network).await.expect(200);
+    assert_eq!(changed["network"], network);
+    assert_eq!(lab.fake.policies.lock().unwrap().len(), 1);
+    for bad in [json!({"allow_out": ["a", "http://x/"]}), json!({"allowed": ["x"]}), json!({"deny_out": [5]})]
+    {
+        lab.alice("PUT", &format!("{path}/network"), &bad).await.error(400);
+    }
+    lab.alice("PUT", &format!("{path}/network"), "").await.error(400);
+    assert_eq!(lab.fake.policies.lock().unwrap().len(), 1);
+    let now = lab.alice("GET", &path, ()).await.expect(200);
+    assert_eq!((&now["network"], &now["security"]), (&network, &json!({"audit": {"enabled": true}})));
+}
+
+#[tokio::test]
+async fn metrics_are_a_list_and_for_the_go_client_an_object() {
+    let lab = Lab::new().await;
+    let path = format!("/sandboxes/{}/metrics", lab.sandbox().await);
+    let list = lab.alice("GET", &path, ()).await.expect(200);
+    let one = &list[0];
+    assert_eq!((list.as_array().unwrap().len(), &one["memory_usage_mb"]), (1, &json!(3.0)));
+    assert!(one["cpu_usage_percent"].as_f64().unwrap() > 0.0 && one["timestamp"].is_string());
+    let mut go = request("GET", &path, &lab.alice, ());
+    go.headers_mut().insert("user-agent", "Go-http-client/2.0".parse().unwrap());
+    assert!(lab.send(go).await.expect(200)["memory_usage_mb"].is_number());
+    for (query, count) in [("start=2020-01-01T00:00:00+00:00", 1), ("end=2020-01-01T00:00:00Z", 0)] {
+        let list = lab.alice("GET", &format!("{path}?{query}"), ()).await.expect(200);
+        assert_eq!(list.as_array().unwrap().len(), count, "{query}");
+    }
+    lab.alice("GET", &format!("{path}?start=x"), ()).await.error(400);
+}
+
 async fn create_with_key(lab: &Lab, account: &str, key: &str, body: &Value) -> common::Answer {
     let mut request = request("POST", "/sandboxes", account, body);
     request.headers_mut().insert("idempotency-key", key.parse().unwrap());

@@ -2,7 +2,6 @@
 
 use api::{AuditEvent, AuditPage, ErrorBody};
 use axum::{Json, extract::State};
-use jiff::Timestamp;
 use policy::Decision;
 use store::{EventQuery, EventRecord, Order};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -48,8 +47,8 @@ async fn events(
     let query = EventQuery {
         account: None,
         sandbox: Some(id.to_string()),
-        since: query.parsed::<Timestamp>("since")?,
-        until: query.parsed::<Timestamp>("until")?,
+        since: query.time("since")?,
+        until: query.time("until")?,
         kinds: kinds(&query),
         decision: decision(&query)?,
         host: query.get("host").map(|host| host.trim_end_matches('.').to_ascii_lowercase()),
@@ -87,6 +86,7 @@ fn event(record: EventRecord) -> Result<AuditEvent, ApiError> {
 mod tests {
     use std::borrow::Cow;
 
+    use jiff::Timestamp;
     use policy::List;
     use store::{Category, EventRule, RuleKind};
 

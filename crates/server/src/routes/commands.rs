@@ -6,10 +6,11 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use sandbox::{Exec, Output, SandboxError};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    App, Exec, Output, SandboxError,
+    App,
     auth::Caller,
     convert,
     error::ApiError,

@@ -23,11 +23,12 @@ use tokio_util::io::StreamReader;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    App, Files, Source,
+    App,
     auth::Caller,
     convert,
     error::ApiError,
     request::{JsonBody, PathSandbox, Query, refuse_longer_than, too_long},
+    sandboxes::{Files, Source},
 };
 
 /// The longest file that can be written, in bytes.

@@ -1,22 +1,27 @@
 //! Creating, describing, listing and ending sandboxes.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use api::{
-    Acknowledged, CreateSandbox, ErrorBody, KillMany, KillManyResults, KillOutcome, Killed, Queued, Running,
-    Sandbox, SandboxList, SandboxState, Seconds, SetTimeout,
+    Acknowledged, CreateSandbox, ErrorBody, KillMany, KillManyResults, KillOutcome, Killed, Metrics, Network,
+    Queued, Running, Sandbox, SandboxList, SandboxState, Seconds, SetTimeout,
 };
 use axum::{
     Json,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use sandbox::{Create, Filter, OnTimeout, State as SandboxIs};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    App, Create, Filter,
+    App,
     auth::Caller,
     convert::{self, Creation},
     error::ApiError,
@@ -29,6 +34,8 @@ const PAGE: u32 = 100;
 const LONGEST_PAGE: u32 = 1000;
 /// Sandboxes of one request that are torn down at the same time.
 const KILLED_AT_ONCE: usize = 16;
+/// How long processor time is measured.
+const MEASURED: Duration = Duration::from_millis(100);
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -37,6 +44,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(kill_many))
         .routes(routes!(status))
         .routes(routes!(set_timeout))
+        .routes(routes!(set_network))
+        .routes(routes!(metrics))
 }
 
 /// Creates a sandbox.
@@ -64,14 +73,26 @@ async fn create(
 ) -> Result<Response, ApiError> {
     let key = idempotency::key(&headers)?;
     let creation = Creation::from_body(&body)?;
-    let (store, account) = (app.store.clone(), caller.account.clone());
-    idempotency::once(&store, account, key, &body, create_now(app, caller, creation)).await
+    let account = caller.account.clone();
+    idempotency::once(&app, account, key, &body, create_now(app.clone(), caller, creation)).await
 }
 
 async fn create_now(app: App, caller: Caller, creation: Creation) -> Result<Sandbox, ApiError> {
     let Creation { template, timeout, metadata, envs, policy, source, audit, stored, warnings } = creation;
     let account = caller.account.to_string();
-    let create = Create { account, template, timeout, metadata, envs, policy, audit, stored };
+    let create = Create {
+        account,
+        template,
+        timeout,
+        on_timeout: OnTimeout::Kill,
+        metadata,
+        envs,
+        policy,
+        audit,
+        stored,
+        limits: None,
+        mounts: Vec::new(),
+    };
     let record = app.sandboxes.create(create).await.map_err(|error| ApiError::from_create(error, source))?;
     Ok(Sandbox { warnings, ..convert::sandbox(record) })
 }
@@ -94,7 +115,7 @@ async fn list(State(app): State<App>, caller: Caller, query: Query) -> Result<Js
         Some(offset) => offset,
         None => query.parsed("offset")?.unwrap_or(0),
     };
-    let filter = Filter { states: states(&query)?, metadata: metadata(&query)?, limit, offset };
+    let filter = Filter { states: states(&query)?, metadata: metadata(&query)?, limit: Some(limit), offset };
     let (records, total) = app.sandboxes.list(&caller.account, filter).await?;
     let next = offset.saturating_add(u32::try_from(records.len()).unwrap_or(limit));
     let next_token = (u64::from(next) < total && !records.is_empty()).then(|| next.to_string());
@@ -102,24 +123,23 @@ async fn list(State(app): State<App>, caller: Caller, query: Query) -> Result<Js
     Ok(Json(SandboxList { sandboxes, next_token, total }))
 }
 
-/// The words of the states wanted; none means all.
-fn states(query: &Query) -> Result<Vec<String>, ApiError> {
+/// The states wanted. None means all but killed.
+fn states(query: &Query) -> Result<Vec<SandboxIs>, ApiError> {
     let mut wanted = Vec::new();
     for text in query.all("state").flat_map(|states| states.split(',')).filter(|state| !state.is_empty()) {
-        match text {
-            "all" => return Ok(Vec::new()),
-            "live" => wanted.push(SandboxState::Running),
-            text => {
-                wanted.push(text.parse().map_err(|error| ApiError::bad_request(format!("state: {error}")))?)
-            }
+        if text == "all" {
+            return Ok(vec![SandboxIs::Creating, SandboxIs::Running, SandboxIs::Paused, SandboxIs::Killed]);
         }
+        wanted.push(
+            match text.parse().map_err(|error| ApiError::bad_request(format!("state: {error}")))? {
+                SandboxState::Live | SandboxState::Running => SandboxIs::Running,
+                SandboxState::Creating => SandboxIs::Creating,
+                SandboxState::Paused => SandboxIs::Paused,
+                SandboxState::Killed => SandboxIs::Killed,
+            },
+        );
     }
-    if wanted.is_empty() {
-        wanted = vec![SandboxState::Creating, SandboxState::Running, SandboxState::Paused];
-    }
-    wanted.sort_unstable();
-    wanted.dedup();
-    Ok(wanted.into_iter().map(|state| state.as_str().to_owned()).collect())
+    Ok(wanted)
 }
 
 /// `metadata=<object>` and `metadata[key]=value`, all of them.
@@ -266,4 +286,75 @@ async fn set_timeout(
 ) -> Result<Json<Acknowledged>, ApiError> {
     app.sandboxes.set_timeout(&caller.account, &id, timeout.rounded_up()).await?;
     Ok(Json(Acknowledged { ok: true }))
+}
+
+/// Replaces the network policy of a running sandbox, as a whole or not at all.
+///
+/// What the new policy does not permit is cut within a second, established connections too.
+#[utoipa::path(
+    put, path = "/sandboxes/{id}/network", tag = "sandboxes", request_body = Network,
+    params(("id" = String, Path, description = "The sandbox")),
+    responses(
+        (status = 200, description = "The new policy is in force", body = Sandbox),
+        (status = 400, description = "An entry is wrong; the message names it, and the old policy is in force", body = ErrorBody),
+        (status = 404, description = "No such sandbox in this account", body = ErrorBody),
+        (status = 409, description = "It is paused", body = ErrorBody),
+        (status = 410, description = "It was killed", body = ErrorBody),
+    )
+)]
+async fn set_network(
+    State(app): State<App>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    RawJson(body): RawJson,
+) -> Result<Json<Sandbox>, ApiError> {
+    // Elsewhere nothing reads as `{}`, but here that would permit everything.
+    if body.trim_ascii().is_empty() {
+        return Err(ApiError::bad_request("body: a policy is missing"));
+    }
+    let network: Network = api::from_json(&body)?;
+    let (policy, warnings) = convert::checked_policy("network", &network)?;
+    let record = app.sandboxes.get(&caller.account, &id).await?;
+    let stored = convert::with_network(record.spec, &network);
+    let changed = app.sandboxes.set_policy(&caller.account, &id, policy, stored).await;
+    let record = changed.map_err(|error| ApiError::from_create(error, "network"))?;
+    Ok(Json(Sandbox { warnings, ..convert::sandbox(record) }))
+}
+
+/// Measures what a sandbox uses now. No history is kept, so there is one measurement, if the time asked for
+/// includes now.
+///
+/// The Go client reads one object where the others read a list; it gets one, known by its `User-Agent`.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/metrics", tag = "sandboxes",
+    params(
+        ("id" = String, Path, description = "The sandbox"),
+        ("start" = Option<String>, Query, description = "Only at or after this time (RFC 3339)"),
+        ("end" = Option<String>, Query, description = "Only before this time (RFC 3339)"),
+    ),
+    responses(
+        (status = 200, description = "The measurement", body = Vec<Metrics>),
+        (status = 404, description = "No such sandbox in this account", body = ErrorBody),
+        (status = 410, description = "It was killed", body = ErrorBody),
+    )
+)]
+async fn metrics(
+    State(app): State<App>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+    headers: HeaderMap,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let (start, end) = (query.time("start")?, query.time("end")?);
+    let (before, begun) = (app.sandboxes.usage(&caller.account, &id).await?, Instant::now());
+    tokio::time::sleep(MEASURED).await;
+    let (after, elapsed) = (app.sandboxes.usage(&caller.account, &id).await?, begun.elapsed());
+    let now = Timestamp::now();
+    let metrics = convert::metrics(now, before, after, elapsed);
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    if agent.starts_with("Go-http-client/") {
+        return Ok(Json(metrics).into_response());
+    }
+    let asked = start.is_none_or(|start| start <= now) && end.is_none_or(|end| now < end);
+    Ok(Json(Vec::from_iter(asked.then_some(metrics))).into_response())
 }

@@ -12,28 +12,31 @@ use std::{
 use bytes::Bytes;
 use futures_util::stream;
 use jiff::Timestamp;
-use server::{
-    CommandInfo, Content, Create, Doing, Entry, EntryKind, Exec, Files, Filter, Output, SandboxError,
-    SandboxId, Sandboxes, Source, WriteInfo,
+use policy::PolicySpec;
+use sandbox::{
+    CommandInfo, Create, Entry, EntryKind, Exec, Filter, Output, SandboxError, SandboxId, WriteInfo,
+    cgroup::Usage,
 };
+use server::{Content, Doing, Files, Sandboxes, Source};
 use store::SandboxRecord;
 use tokio::{io::AsyncReadExt, sync::Notify};
 
 /// See the module.
 #[derive(Default)]
-pub struct Fake {
+pub(crate) struct Fake {
     records: Mutex<BTreeMap<String, SandboxRecord>>,
     files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
-    pub created: Mutex<Vec<Create>>,
-    pub ran: Mutex<Vec<Exec>>,
-    pub stdin: Mutex<Vec<(u32, Option<Vec<u8>>)>>,
+    pub(crate) created: Mutex<Vec<Create>>,
+    pub(crate) ran: Mutex<Vec<Exec>>,
+    pub(crate) policies: Mutex<Vec<PolicySpec>>,
+    pub(crate) stdin: Mutex<Vec<(u32, Option<Vec<u8>>)>>,
     next: AtomicU32,
     /// Creates wait for this while it is set.
-    pub hold: Mutex<Option<Arc<Notify>>>,
+    pub(crate) hold: Mutex<Option<Arc<Notify>>>,
     /// Commands that began and did not end.
-    pub running: Arc<AtomicUsize>,
+    pub(crate) running: Arc<AtomicUsize>,
     /// Told when one begins or is dropped.
-    pub changed: Arc<Notify>,
+    pub(crate) changed: Arc<Notify>,
 }
 
 /// Counts a command while it exists.
@@ -55,11 +58,11 @@ impl Drop for Running {
 }
 
 impl Fake {
-    pub fn set_state(&self, id: &str, state: &str) {
+    pub(crate) fn set_state(&self, id: &str, state: &str) {
         self.records.lock().unwrap().get_mut(id).unwrap().state = state.to_owned();
     }
 
-    pub fn file(&self, path: &str) -> Option<Vec<u8>> {
+    pub(crate) fn file(&self, path: &str) -> Option<Vec<u8>> {
         self.files.lock().unwrap().get(path).cloned()
     }
 
@@ -143,14 +146,20 @@ impl Sandboxes for Fake {
                 .values()
                 .rev()
                 .filter(|record| record.account == account)
-                .filter(|record| filter.states.is_empty() || filter.states.contains(&record.state))
+                .filter(|record| match filter.states.as_slice() {
+                    [] => record.state != "killed",
+                    states => states.iter().any(|state| state.as_str() == record.state),
+                })
                 .filter(|record| {
                     filter.metadata.iter().all(|(key, value)| record.metadata.get(key) == Some(value))
                 })
                 .cloned()
                 .collect();
             let total = all.len() as u64;
-            Ok((all.into_iter().skip(filter.offset as usize).take(filter.limit as usize).collect(), total))
+            Ok((
+                all.into_iter().skip(filter.offset as usize).take(filter.limit.unwrap() as usize).collect(),
+                total,
+            ))
         })
     }
 
@@ -171,6 +180,31 @@ impl Sandboxes for Fake {
             self.usable(account, id)?;
             self.records.lock().unwrap().get_mut(&id.to_string()).unwrap().timeout_s = timeout.as_secs();
             Ok(())
+        })
+    }
+
+    fn set_policy<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        policy: PolicySpec,
+        stored: serde_json::Value,
+    ) -> Doing<'a, SandboxRecord> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            self.policies.lock().unwrap().push(policy);
+            let mut records = self.records.lock().unwrap();
+            let record = records.get_mut(id.as_str()).unwrap();
+            record.spec = stored;
+            Ok(record.clone())
+        })
+    }
+
+    fn usage<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Usage> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            let cpu_micros = u64::from(self.next.fetch_add(10_000, Ordering::SeqCst));
+            Ok(Usage { cpu_micros, memory_bytes: 3 << 20, processes: 2, out_of_memory_kills: 0 })
         })
     }
 

@@ -18,21 +18,21 @@ use serde_json::Value;
 use store::Store;
 use tower::ServiceExt;
 
-pub use fake::Fake;
+pub(crate) use fake::Fake;
 
 /// A server with two accounts.
-pub struct Lab {
-    pub router: Router,
-    pub fake: Arc<Fake>,
-    pub store: Store,
-    pub audit: audit::Audit,
-    pub alice: String,
-    pub bob: String,
+pub(crate) struct Lab {
+    pub(crate) router: Router,
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) store: Store,
+    pub(crate) audit: audit::Audit,
+    pub(crate) alice: String,
+    pub(crate) bob: String,
     _dir: tempfile::TempDir,
 }
 
 impl Lab {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("data")).await.unwrap();
         let audit = audit::Audit::start(store.clone(), audit::AuditConfig::default()).await.unwrap();
@@ -48,29 +48,29 @@ impl Lab {
     }
 
     /// Sends a request as it is.
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         Answer::of(self.router.clone().oneshot(request).await.unwrap()).await
     }
 
     /// Sends a request with alice's key.
-    pub async fn alice(&self, method: &str, path: &str, body: impl IntoBody) -> Answer {
+    pub(crate) async fn alice(&self, method: &str, path: &str, body: impl IntoBody) -> Answer {
         self.send(request(method, path, &self.alice, body)).await
     }
 
     /// Sends a request with bob's key.
-    pub async fn bob(&self, method: &str, path: &str, body: impl IntoBody) -> Answer {
+    pub(crate) async fn bob(&self, method: &str, path: &str, body: impl IntoBody) -> Answer {
         self.send(request(method, path, &self.bob, body)).await
     }
 
     /// Creates a sandbox of alice's and gives its id.
-    pub async fn sandbox(&self) -> String {
+    pub(crate) async fn sandbox(&self) -> String {
         let answer = self.alice("POST", "/sandboxes", serde_json::json!({})).await;
         answer.expect(201)["sandbox_id"].as_str().unwrap().to_owned()
     }
 }
 
 /// A request with a key, and the content type that one client declares always.
-pub fn request(method: &str, path: &str, key: &str, body: impl IntoBody) -> Request<Body> {
+pub(crate) fn request(method: &str, path: &str, key: &str, body: impl IntoBody) -> Request<Body> {
     Request::builder()
         .method(Method::from_bytes(method.as_bytes()).unwrap())
         .uri(path)
@@ -82,10 +82,10 @@ pub fn request(method: &str, path: &str, key: &str, body: impl IntoBody) -> Requ
 
 /// An answer, read to its end.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub bytes: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Answer {
@@ -95,21 +95,21 @@ impl Answer {
         Self { status: head.status, headers: head.headers, bytes }
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.bytes)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.bytes)))
     }
 
     /// The body, once the status is as expected.
     #[track_caller]
-    pub fn expect(&self, status: u16) -> Value {
+    pub(crate) fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", String::from_utf8_lossy(&self.bytes));
         self.json()
     }
 
     /// Checks that this is an error of the contract's form, and gives its message and code.
     #[track_caller]
-    pub fn error(&self, status: u16) -> (String, Option<String>) {
+    pub(crate) fn error(&self, status: u16) -> (String, Option<String>) {
         let body = self.expect(status);
         assert_eq!(self.headers["content-type"], "application/json");
         let body = body.as_object().expect("an error is an object");
@@ -121,7 +121,7 @@ impl Answer {
 }
 
 /// What can be sent as a body.
-pub trait IntoBody {
+pub(crate) trait IntoBody {
     fn into_body(self) -> Body;
 }
 

@@ -1,0 +1,139 @@
+//! The sandbox manager, as the routes use it.
+
+use std::time::Duration;
+
+use futures_util::stream;
+use policy::PolicySpec;
+use sandbox::{
+    CommandInfo, Create, Entry, Exec, Filter, Manager, Output, SandboxError, SandboxId, WriteInfo,
+    cgroup::Usage,
+};
+use serde_json::Value;
+use store::SandboxRecord;
+
+use crate::sandboxes::{Content, Doing, Files, Sandboxes, Source};
+
+impl Sandboxes for Manager {
+    fn create(&self, create: Create) -> Doing<'_, SandboxRecord> {
+        Box::pin(self.create(create))
+    }
+
+    fn get<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, SandboxRecord> {
+        Box::pin(self.get(account, id))
+    }
+
+    fn list<'a>(&'a self, account: &'a str, filter: Filter) -> Doing<'a, (Vec<SandboxRecord>, u64)> {
+        Box::pin(self.list(account, filter))
+    }
+
+    fn kill<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, bool> {
+        Box::pin(self.kill(account, id))
+    }
+
+    fn kill_queued<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()> {
+        Box::pin(self.kill_queued(account, id))
+    }
+
+    fn set_timeout<'a>(&'a self, account: &'a str, id: &'a SandboxId, timeout: Duration) -> Doing<'a, ()> {
+        Box::pin(self.set_timeout(account, id, timeout))
+    }
+
+    fn set_policy<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        policy: PolicySpec,
+        stored: Value,
+    ) -> Doing<'a, SandboxRecord> {
+        Box::pin(self.set_policy(account, id, policy, stored))
+    }
+
+    fn usage<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Usage> {
+        Box::pin(self.usage(account, id))
+    }
+
+    fn exec<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, Output> {
+        Box::pin(self.exec(account, id, exec))
+    }
+
+    fn spawn<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, u32> {
+        Box::pin(self.spawn_background(account, id, exec))
+    }
+
+    fn wait<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, Output> {
+        Box::pin(self.wait(account, id, pid))
+    }
+
+    fn commands<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Vec<CommandInfo>> {
+        Box::pin(self.commands(account, id))
+    }
+
+    fn kill_command<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, bool> {
+        Box::pin(self.kill_command(account, id, pid))
+    }
+
+    fn send_stdin<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        pid: u32,
+        data: Vec<u8>,
+    ) -> Doing<'a, ()> {
+        Box::pin(async move { self.send_stdin(account, id, pid, &data).await })
+    }
+
+    fn close_stdin<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, ()> {
+        Box::pin(self.close_stdin(account, id, pid))
+    }
+
+    fn files<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Box<dyn Files>> {
+        Box::pin(async move { Ok(Box::new(self.files(account, id).await?) as Box<dyn Files>) })
+    }
+}
+
+impl Files for sandbox::Files {
+    fn read<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, (u64, Content)> {
+        Box::pin(async move {
+            let reader = self.read(path, user).await?;
+            let size = reader.size();
+            let content = stream::try_unfold(reader, async |mut reader| {
+                Ok::<_, SandboxError>(reader.next().await?.map(|part| (part, reader)))
+            });
+            Ok((size, Box::pin(content) as Content))
+        })
+    }
+
+    fn write<'a>(
+        &'a self,
+        path: &'a str,
+        user: Option<&'a str>,
+        limit: u64,
+        source: Source,
+    ) -> Doing<'a, WriteInfo> {
+        Box::pin(self.write(path, user, limit, source))
+    }
+
+    fn list<'a>(&'a self, path: &'a str, user: Option<&'a str>, depth: u32) -> Doing<'a, Vec<Entry>> {
+        Box::pin(self.list(path, user, depth))
+    }
+
+    fn info<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, Entry> {
+        Box::pin(self.info(path, user))
+    }
+
+    fn exists<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool> {
+        Box::pin(self.exists(path, user))
+    }
+
+    fn remove<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool> {
+        Box::pin(self.remove(path, user))
+    }
+
+    fn rename<'a>(&'a self, from: &'a str, to: &'a str, user: Option<&'a str>) -> Doing<'a, Entry> {
+        Box::pin(self.rename(from, to, user))
+    }
+
+    fn mkdir<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool> {
+        Box::pin(self.mkdir(path, user))
+    }
+}
