@@ -7,14 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{Name, RData, Record, RecordType, rdata::CNAME},
+};
 use hickory_resolver::{
     TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
-    proto::{
-        op::ResponseCode,
-        rr::{Name, RData, Record, RecordType, rdata::CNAME},
-    },
     system_conf,
 };
 use moka::{Expiry, sync::Cache};

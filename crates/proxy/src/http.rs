@@ -23,7 +23,10 @@ use sniff::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    net::tcp::{ReadHalf, WriteHalf},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     time::{Instant, timeout, timeout_at},
 };
 
@@ -106,6 +109,16 @@ struct Session<'c, E: Egress> {
     ongoing: Option<Ongoing<E>>,
 }
 
+/// How a connection ended.
+enum Outcome {
+    /// As it should.
+    Ended,
+    /// With a request that is refused.
+    Refused(Refusal),
+    /// With a failure.
+    Broken,
+}
+
 /// Why the client's side of a connection came to its end.
 enum UpEnd {
     /// It ended its stream between two requests.
@@ -120,66 +133,85 @@ enum UpEnd {
 
 impl<E: Egress> Session<'_, E> {
     async fn run(mut self, mut client: Socket, mut server: Socket, request: RequestHead) {
-        let entry = self.connection.entry();
-        let offers = request.upgrade == Some(Upgrade::WebSocket) && request.body == Body::None;
-        let refused = {
-            let (mut client_read, mut client_write) = client.split();
-            let (mut server_read, mut server_write) = server.split();
-            if offers {
-                match self.offer(&request, &mut server_read, &mut server_write, &mut client_write).await {
-                    Some(Answer::Switched) => {
-                        let up = Direction::new(&mut client_read, &mut server_write, &entry.up);
-                        let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
-                        if relay::both(up, &mut down).await == Ended::Cleanly {
-                            client.finish();
-                            server.finish();
-                        }
-                        return;
-                    }
-                    Some(Answer::Declined) => {}
-                    None => return,
-                }
+        let outcome = self.converse(&mut client, &mut server, request).await;
+        // The event ends with the conversation, not with what lingers of the connection.
+        self.ongoing = None;
+        match outcome {
+            Outcome::Broken => {}
+            Outcome::Ended => {
+                server.finish();
+                // Whatever the client is still sending, it can read the last response.
+                client.finish_with(b"").await;
             }
-            let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down).without_end();
-            let first = (!offers).then_some(request);
-            let end = {
-                let up = pin!(self.requests(first, &mut client_read, &mut server_write));
-                until_either(up, &mut down).await
-            };
-            match end {
-                // The server has closed, as it may after any response.
-                Either::Down(Ok(())) => None,
-                Either::Down(Err(_)) | Either::Up(UpEnd::Broken) => return,
-                Either::Up(UpEnd::Closed) => {
-                    if server_write.shutdown().await.is_err() || down.run().await.is_err() {
-                        return;
-                    }
-                    None
+            Outcome::Refused(refusal) => {
+                server.finish();
+                refusal::tell(client, Language::Http, &refusal).await;
+            }
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        client: &mut TcpStream,
+        server: &mut TcpStream,
+        request: RequestHead,
+    ) -> Outcome {
+        let entry = self.connection.entry();
+        let (mut client_read, mut client_write) = client.split();
+        let (mut server_read, mut server_write) = server.split();
+        let mut first = Some(request);
+        if let Some(request) = first.take_if(|request| is_offer(request)) {
+            match self.offer(&request, &mut server_read, &mut server_write, &mut client_write).await {
+                Some(Answer::Switched) => {
+                    let up = Direction::new(&mut client_read, &mut server_write, &entry.up);
+                    let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
+                    return match relay::both(up, &mut down).await {
+                        Ended::Cleanly => Outcome::Ended,
+                        Ended::Broken => Outcome::Broken,
+                    };
                 }
-                // It may have said why before it stopped reading.
-                Either::Up(UpEnd::ServerGone) => {
-                    if down.run().await.is_err() {
-                        return;
-                    }
-                    None
-                }
-                Either::Up(UpEnd::Refused(refusal)) => {
-                    self.connection.egress.record(refusal.event());
-                    // The client gets the responses that are still due before the refusal.
-                    let _ = server_write.shutdown().await;
-                    if let Ok(Err(Failed::Write)) = timeout(LAST_RESPONSES, down.run()).await {
-                        return;
-                    }
-                    Some(refusal)
-                }
+                Some(Answer::Declined) => {}
+                None => return Outcome::Broken,
+            }
+        }
+        let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down).without_end();
+        let end = {
+            let up = pin!(self.requests(first, &mut client_read, &mut server_write));
+            until_either(up, &mut down).await
+        };
+        self.conclude(end, &mut server_write, &mut down).await
+    }
+
+    /// Lets the responses that are still due come to their end.
+    async fn conclude(
+        &self,
+        end: Either,
+        server: &mut WriteHalf<'_>,
+        down: &mut Direction<'_, '_, '_>,
+    ) -> Outcome {
+        let responses = match end {
+            // The server has closed, as it may after any response.
+            Either::Down(result) => result,
+            Either::Up(UpEnd::Broken) => Err(Failed::Read),
+            Either::Up(UpEnd::Closed) => match server.shutdown().await {
+                Ok(()) => down.run().await,
+                Err(_) => Err(Failed::Write),
+            },
+            // It may have said why before it stopped reading.
+            Either::Up(UpEnd::ServerGone) => down.run().await,
+            Either::Up(UpEnd::Refused(refusal)) => {
+                self.connection.egress.record(refusal.event());
+                // A server that is gone already has nothing more to say.
+                let _ = server.shutdown().await;
+                return match timeout(LAST_RESPONSES, down.run()).await {
+                    Ok(Err(Failed::Write)) => Outcome::Broken,
+                    _ => Outcome::Refused(refusal),
+                };
             }
         };
-        server.finish();
-        drop(self.ongoing);
-        match refused {
-            Some(refusal) => refusal::tell(client, Language::Http, &refusal).await,
-            // Whatever the client is still sending, it can read the last response.
-            None => client.finish_with(b"").await,
+        match responses {
+            Ok(()) => Outcome::Ended,
+            Err(_) => Outcome::Broken,
         }
     }
 
@@ -414,6 +446,11 @@ async fn next_request<E: Egress>(
             return Ok(None);
         }
     }
+}
+
+/// Whether a request offers to go on with WebSocket.
+fn is_offer(request: &RequestHead) -> bool {
+    request.upgrade == Some(Upgrade::WebSocket) && request.body == Body::None
 }
 
 /// The host that a request names.
