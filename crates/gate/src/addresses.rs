@@ -25,6 +25,11 @@ pub(crate) const OWN_MARK: u32 = 2;
 /// The routing table in which every destination is local.
 pub(crate) const DIVERT_TABLE: u32 = 100;
 
+/// The metric of the default route to loopback, which is there in any case.
+pub(crate) const LOOPBACK_METRIC: u32 = 1000;
+/// The metric of the default route by the wire, which is preferred as long as the wire is there.
+pub(crate) const WIRE_METRIC: u32 = 100;
+
 /// The packet filter's table, in sandboxes' namespaces and in the uplink's.
 pub(crate) const TABLE: &str = "bailiwick";
 /// The log group of refused packets (and, in the uplink's namespace, of new flows).

@@ -139,7 +139,7 @@ impl Member {
 
     /// A wire that cannot be removed carries nothing: its rules are gone first.
     fn disconnect(&self, shared: &Shared, slot: Slot) {
-        let gone = shared.with_existing_uplink(|uplink| uplink.disconnect(slot, &self.sandbox.namespace));
+        let gone = shared.with_existing_uplink(|uplink| uplink.disconnect(slot));
         gone.unwrap_or_else(|error| self.complain(&error));
     }
 

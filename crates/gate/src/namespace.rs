@@ -12,8 +12,8 @@ use nft::{LogConfig, LogSocket};
 use crate::{
     GateError,
     addresses::{
-        DIVERT_MARK, DIVERT_TABLE, LOG_GROUP, OWN_MARK, PROXY_PORTS, SANDBOX_V4, SANDBOX_V6, WIRE,
-        everything, gate_sockets, is_wire_address, resolver_sockets,
+        DIVERT_MARK, DIVERT_TABLE, LOG_GROUP, LOOPBACK_METRIC, OWN_MARK, PROXY_PORTS, SANDBOX_V4, SANDBOX_V6,
+        WIRE, everything, gate_sockets, is_wire_address, resolver_sockets,
     },
     ruleset::SNAPLEN,
 };
@@ -53,19 +53,6 @@ pub(crate) fn adopt(namespace: &NetNs) -> Result<Interior, GateError> {
         .map_err(|error| GateError::EnterNamespace(WHOSE, error))?
 }
 
-/// Makes loopback the default route: what is not wired anywhere stays inside, whatever the rules say. To be run
-/// inside the namespace.
-pub(crate) fn route_to_loopback(connection: &mut Connection) -> Result<(), netns::Error> {
-    for (destination, source) in everything().into_iter().zip(own_addresses()) {
-        // IPv6 takes a route to loopback for a refusal unless it is a local one. The filter decides in any case.
-        let kind = if source.is_ipv4() { RouteKind::Unicast } else { RouteKind::Local };
-        let loopback =
-            Route { source: Some(source), kind, ..Route::direct(destination, LinkIndex::LOOPBACK) };
-        connection.set_route(&loopback)?;
-    }
-    Ok(())
-}
-
 impl Interior {
     fn open() -> Result<Self, GateError> {
         let config = LogConfig {
@@ -92,6 +79,22 @@ const PROXY_BACKLOG: i32 = 1024;
 
 fn own_addresses() -> [IpAddr; 2] {
     [SANDBOX_V4.into(), SANDBOX_V6.into()]
+}
+
+/// Makes loopback the default route for whatever is not wired anywhere, or not any more: it stays inside, whatever
+/// the rules say.
+fn route_to_loopback(connection: &mut Connection) -> Result<(), netns::Error> {
+    for (destination, source) in everything().into_iter().zip(own_addresses()) {
+        // IPv6 takes a route to loopback for a refusal unless it is a local one. The filter decides in any case.
+        let kind = if source.is_ipv4() { RouteKind::Unicast } else { RouteKind::Local };
+        connection.set_route(&Route {
+            source: Some(source),
+            kind,
+            metric: Some(LOOPBACK_METRIC),
+            ..Route::direct(destination, LinkIndex::LOOPBACK)
+        })?;
+    }
+    Ok(())
 }
 
 /// Loopback, addresses, routes, parameters. Does no harm where it has been done before.

@@ -156,7 +156,7 @@ impl Ruleset<'_> {
     }
 
     /// Diverted packets turn round on loopback and are handed to the listener that is meant; when there is none
-    /// (no daemon), they are refused here.
+    /// (no daemon), connections are refused here and datagrams lost.
     fn prerouting(&self, batch: &mut Batch, table: &Table) {
         let chain = "prerouting";
         let v4 = || V4::rule().iifname("lo").mark(DIVERT_MARK);

@@ -17,15 +17,13 @@ use policy::KernelView;
 
 use crate::{
     GateError,
-    addresses::{LOG_GROUP, Slot, UPLINK, WIRE, everything, uplink_addresses},
-    namespace,
+    addresses::{LOG_GROUP, Slot, UPLINK, WIRE, WIRE_METRIC, everything, uplink_addresses},
     ruleset::SNAPLEN,
     uplink_rules::{self, WireRules},
 };
 
 /// The uplink of one daemon.
 pub(crate) struct Uplink {
-    namespace: NetNs,
     routes: Connection,
     filter: nft::Connection,
     /// The table in the machine's namespace lives as long as this.
@@ -51,16 +49,11 @@ impl Uplink {
             NetNs::create_and(|| Inside::open(floor)).map_err(GateError::CreateNamespace)?;
         let Inside { routes, filter, log } = inside?;
         let machine = link_to_machine(&namespace, daemon, ipv6)?;
-        let this = Self {
-            namespace,
-            routes,
-            filter,
-            _machine: machine,
-            wires: HashMap::new(),
-            free: FreeSlots::default(),
-        };
-        let linked = this.namespace.run(|| link_inside(daemon));
+        let linked = namespace.run(|| link_inside(daemon));
         linked.map_err(|error| GateError::EnterNamespace(WHOSE, error))?.map_err(GateError::Uplink)?;
+        // From here on the sockets opened inside keep the namespace.
+        let this =
+            Self { routes, filter, _machine: machine, wires: HashMap::new(), free: FreeSlots::default() };
         Ok((this, log))
     }
 
@@ -84,7 +77,7 @@ impl Uplink {
     ) -> Result<(), GateError> {
         let laid = self.set_rules(slot, carries).and_then(|()| self.lay(slot, sandbox));
         if laid.is_err() {
-            let _ = self.disconnect(slot, sandbox);
+            let _ = self.disconnect(slot);
         }
         laid
     }
@@ -97,18 +90,17 @@ impl Uplink {
         Ok(())
     }
 
-    /// Removes a wire. The sandbox's default route leads to loopback again.
-    pub(crate) fn disconnect(&mut self, slot: Slot, sandbox: &NetNs) -> Result<(), GateError> {
+    /// Removes a wire. What has no other way stays on the sandbox's loopback then.
+    pub(crate) fn disconnect(&mut self, slot: Slot) -> Result<(), GateError> {
         if let Some(rules) = self.wires.remove(&slot) {
             let batch = uplink_rules::remove_wire(slot, &rules);
             self.filter.commit(batch).map_err(|error| GateError::Rules(WHOSE, error))?;
         }
         let set_up = |error| GateError::SetUp(WHOSE, error);
-        if let Some(link) = self.routes.link_index(&slot.interface()).map_err(set_up)? {
-            self.routes.delete_link(link).map_err(set_up)?;
+        match self.routes.link_index(&slot.interface()).map_err(set_up)? {
+            Some(link) => self.routes.delete_link(link).map_err(set_up),
+            None => Ok(()),
         }
-        let rerouted = sandbox.run(|| namespace::route_to_loopback(&mut Connection::open()?));
-        rerouted.map_err(|error| GateError::EnterNamespace("the sandbox", error))?.map_err(set_up)
     }
 
     /// Replaces the floor.
@@ -187,7 +179,8 @@ fn route_to_wire(slot: Slot) -> Result<(), netns::Error> {
     connection.bring_up(link)?;
     for (destination, source) in everything().into_iter().zip(slot.addresses()) {
         connection.add_address(LinkIndex::LOOPBACK, source.into())?;
-        connection.set_route(&Route { source: Some(source), ..Route::direct(destination, link) })?;
+        let metric = Some(WIRE_METRIC);
+        connection.set_route(&Route { source: Some(source), metric, ..Route::direct(destination, link) })?;
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ fn what_leaves_has_the_nodes_address() {
         let sandbox = lab.allowing(&["10.1.2.3", "2001:db8:9::1"]).await;
         sandbox.get("10.1.2.3:80", "x").await.unwrap();
         sandbox.get("[2001:db8:9::1]:80", "x").await.unwrap();
-        let lines = lab.world.sinks().lines().unwrap();
+        let lines = lab.world().sinks().lines().unwrap();
         let sources: Vec<String> = lines
             .iter()
             .filter(|line| line["kind"] == "connect")

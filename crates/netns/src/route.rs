@@ -63,6 +63,9 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// The table it stands in.
     pub table: u32,
+    /// Of routes to the same destination in the same table, the one with the lowest number is taken; `None` is the
+    /// kernel's default for the family.
+    pub metric: Option<u32>,
     /// What it does.
     pub kind: RouteKind,
 }
@@ -70,12 +73,20 @@ pub struct Route {
 impl Route {
     /// A route in the main table without a next hop.
     pub fn direct(destination: IpNet, link: LinkIndex) -> Self {
-        Self { destination, link, gateway: None, source: None, table: MAIN_TABLE, kind: RouteKind::Unicast }
+        Self {
+            destination,
+            link,
+            gateway: None,
+            source: None,
+            table: MAIN_TABLE,
+            metric: None,
+            kind: RouteKind::Unicast,
+        }
     }
 }
 
 impl Connection {
-    /// Adds a route, in place of one to the same destination in the same table.
+    /// Adds a route, in place of one to the same destination with the same metric in the same table.
     ///
     /// # Errors
     /// [`Error::Route`] with what the kernel says.
@@ -165,6 +176,9 @@ fn route_message(route: &Route) -> RouteMessage {
     }
     if let Some(source) = route.source {
         message.attributes.push(RouteAttribute::PrefSource(source.into()));
+    }
+    if let Some(metric) = route.metric {
+        message.attributes.push(RouteAttribute::Priority(metric));
     }
     message.attributes.push(RouteAttribute::Oif(route.link.get()));
     message

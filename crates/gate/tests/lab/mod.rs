@@ -32,7 +32,8 @@ pub(crate) struct Lab {
     pub(crate) gate: Gate,
     pub(crate) audit: Audit,
     pub(crate) store: Store,
-    pub(crate) world: Arc<World>,
+    /// Unless this is a daemon in another process.
+    pub(crate) world: Option<Arc<World>>,
     pub(crate) node: NetNs,
 }
 
@@ -45,7 +46,8 @@ where
     let directory = tempfile::tempdir().unwrap();
     let world = Arc::new(World::build(Zone::standard(), directory.path()).unwrap());
     on_node(&world, || async {
-        let lab = Lab::start(&world, directory.path()).await;
+        let mut lab = Lab::on(world.node(), directory.path(), "lab").await;
+        lab.world = Some(Arc::clone(&world));
         test(lab).await;
     });
 }
@@ -76,12 +78,16 @@ pub(crate) async fn start_gate(daemon_id: &str) -> Gate {
 }
 
 impl Lab {
-    async fn start(world: &Arc<World>, directory: &std::path::Path) -> Self {
+    /// A gate and its audit; the calling thread and the runtime's are on `node`.
+    pub(crate) async fn on(node: &NetNs, directory: &std::path::Path, daemon_id: &str) -> Self {
         let store = Store::open(&directory.join("data")).await.unwrap();
         let audit = Audit::start(store.clone(), AuditConfig::default()).await.unwrap();
-        let gate = start_gate("lab").await;
-        let node = world.node().try_clone().unwrap();
-        Self { gate, audit, store, world: Arc::clone(world), node }
+        let gate = start_gate(daemon_id).await;
+        Self { gate, audit, store, world: None, node: node.try_clone().unwrap() }
+    }
+
+    pub(crate) fn world(&self) -> &World {
+        self.world.as_ref().unwrap()
     }
 
     pub(crate) fn policy(&self, spec: &PolicySpec) -> Arc<Policy> {
@@ -113,13 +119,13 @@ impl Lab {
 
     /// What the world saw going to an address: connections, datagrams, other packets.
     pub(crate) fn seen_at(&self, address: &str) -> usize {
-        let lines = self.world.sinks().lines().unwrap();
+        let lines = self.world().sinks().lines().unwrap();
         lines.iter().filter(|line| line["destination"] == address).count()
     }
 
     /// The names that the world's DNS authority was asked for.
     pub(crate) fn asked_for(&self, name: &str) -> usize {
-        let lines = self.world.queries().lines().unwrap();
+        let lines = self.world().queries().lines().unwrap();
         lines.iter().filter(|line| line.to_string().contains(&format!("\"{name}"))).count()
     }
 
