@@ -4,10 +4,11 @@
 
 mod support;
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use policy::{EventKind, NameSource, PolicySpec};
 use proxy::Workers;
+use rustix::time::{ClockId, clock_gettime};
 use support::{
     ACCESS_DENIED, EVIL, GOOD, HelloBuilder, Lab, Server, assert_event, assert_reset, lab, read_exact,
     read_to_end, write,
@@ -16,6 +17,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinSet,
+    time::timeout,
 };
 
 /// A relayed connection to port 22 of `good.test`: the client's end and the server's end.
@@ -299,6 +301,29 @@ fn the_end_of_the_stream_does_not_overtake_bytes_that_the_receiver_is_slow_to_ta
         // The server sends all and closes before the client reads anything.
         send_pattern(inside, 3, 3 << 20).await;
         expect_pattern(&mut client, 3, 3 << 20).await;
+    });
+}
+
+#[test]
+fn a_relay_that_has_to_wait_uses_no_processor() {
+    lab(|lab| async move {
+        let server = ssh(&lab).await;
+        let (mut client, mut inside) = relayed(&lab, &server).await;
+        // The client reads nothing: socket, pipe and socket fill up behind it. Its own stream has ended.
+        client.shutdown().await.unwrap();
+        read_to_end(&mut inside).await.1.unwrap();
+        let piece = vec![0; 1 << 20];
+        while timeout(Duration::from_millis(200), inside.write(&piece)).await.is_ok() {}
+
+        let used = || {
+            let time = clock_gettime(ClockId::ThreadCPUTime);
+            Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
+        };
+        let before = used();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let waiting = used() - before;
+        assert!(waiting < Duration::from_millis(50), "{waiting:?}");
+        assert_eq!(lab.flows.len(), 1);
     });
 }
 
