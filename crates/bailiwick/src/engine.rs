@@ -1,11 +1,14 @@
 //! Store, audit, gate and sandbox manager, started together: what `serve`, `run` and `gc` have in common.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use audit::{Audit, AuditConfig};
 use gate::{GATE_V4, Gate, GateConfig};
-use sandbox::{DEFAULT_IDS, Manager, cgroup::Limits, spawner::SpawnerProgram};
+use sandbox::{DEFAULT_IDS, Manager, cgroup::Limits, spawner::SpawnerProgram, template::Templates};
 use store::Store;
 
 use crate::config::Config;
@@ -38,6 +41,7 @@ impl Engine {
         .context("finding DNS servers")?;
         let daemon_id = data_dir.display().to_string();
         let gate = Gate::start(GateConfig { daemon_id, ..GateConfig::new(upstream) }).await;
+        offer_host_template(&config.templates_dir)?;
         let manager = Manager::start(sandbox::Config {
             data_dir: data_dir.clone(),
             templates_dir: config.templates_dir.clone(),
@@ -78,6 +82,17 @@ impl Engine {
         }
         self.store.close().await;
     }
+}
+
+/// The template `host` costs a moment, so it is there without being asked for; where the machine has no `/usr` of the
+/// right shape, the other templates still work.
+fn offer_host_template(directory: &Path) -> Result<()> {
+    let templates = Templates::open(directory)
+        .with_context(|| format!("opening the templates in {}", directory.display()))?;
+    if let Err(error) = templates.ensure_host() {
+        tracing::warn!(%error, "the template \"host\" is not available");
+    }
+    Ok(())
 }
 
 /// `bailiwick-init` beside this program.

@@ -23,7 +23,7 @@ pub(crate) struct ExitSlot {
 }
 
 impl ExitSlot {
-    /// Waits for the end. Short if the process's pidfd is readable: the reaper is at it.
+    /// Waits for the end.
     pub(crate) fn wait(&self) -> Ended {
         let mut ended = lock(&self.ended);
         loop {
@@ -101,8 +101,14 @@ impl Children {
         loop {
             // Fails only when interrupted, and then looking for children does no harm.
             let _ = sys::process::wait_sigchld();
-            while self.reap_one() {}
+            self.reap_ended();
         }
+    }
+
+    /// Reaps the children that have ended. For those who know that theirs has: then its end is told when this
+    /// returns, without waiting for the reaper's turn.
+    pub(crate) fn reap_ended(&self) {
+        while self.reap_one() {}
     }
 
     fn reap_one(&self) -> bool {

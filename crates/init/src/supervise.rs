@@ -90,6 +90,7 @@ pub(crate) fn supervise(
     for pipe in [running.stdout.take(), running.stderr.take()].into_iter().flatten() {
         leftovers.add(pipe);
     }
+    children.reap_ended();
     let ended = running.exit.wait();
     let code = if timed_out { TIMEOUT_EXIT_CODE } else { ended.code };
     Some(Exit { code, signal: ended.signal, timed_out, ..Exit::default() })

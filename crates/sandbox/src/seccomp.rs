@@ -96,6 +96,8 @@ enum ErrorName {
     NoSys,
     #[serde(rename = "EPERM")]
     Perm,
+    #[serde(rename = "EPROTONOSUPPORT")]
+    ProtoNoSupport,
 }
 
 impl ErrorName {
@@ -103,6 +105,7 @@ impl ErrorName {
         match self {
             Self::NoSys => Errno::NOSYS,
             Self::Perm => Errno::PERM,
+            Self::ProtoNoSupport => Errno::PROTONOSUPPORT,
         }
         .raw_os_error()
     }

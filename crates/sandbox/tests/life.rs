@@ -2,8 +2,14 @@
 
 mod support;
 
-use sandbox::{SandboxError, State};
-use support::{ACCOUNT, Lab, possible, traces};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use sandbox::{Create, Exec, Filter, OnTimeout, SandboxError, SandboxId, State, spawner::BindMount};
+use support::{ACCOUNT, Lab, eventually, possible, request, traces};
+
+fn sleep() -> Exec {
+    Exec { command: "sleep 1000".to_owned(), ..Exec::default() }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_runs_commands_and_leaves_no_trace_when_killed() {
@@ -14,12 +20,282 @@ async fn a_sandbox_runs_commands_and_leaves_no_trace_when_killed() {
     let id = lab.create().await;
     assert_eq!(lab.run(&id, "echo $GREETING from $(id -un) in $PWD").await, "hello from user in /home/user");
     assert_eq!(lab.run_as_root(&id, "id -u; hostname").await, format!("0\n{id}"));
-    assert!(!traces(lab.dir.path(), &id).is_empty());
+    lab.manager.spawn_background(ACCOUNT, &id, sleep()).await.expect("background");
+    assert!(traces(lab.dir.path(), &id).len() > 4, "directory, groups, processes");
     assert!(lab.manager.kill(ACCOUNT, &id).await.expect("kill"));
     assert_eq!(traces(lab.dir.path(), &id), Vec::<String>::new());
     assert!(!lab.manager.kill(ACCOUNT, &id).await.expect("a second kill"));
     let record = lab.manager.get(ACCOUNT, &id).await.expect("record");
     assert_eq!(record.state, State::Killed.as_str());
-    let exec = sandbox::Exec { command: "true".to_owned(), ..Default::default() };
-    assert!(matches!(lab.manager.exec(ACCOUNT, &id, exec).await, Err(SandboxError::Killed)));
+    assert!(matches!(lab.manager.exec(ACCOUNT, &id, sleep()).await, Err(SandboxError::Killed)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_of_somebody_else_does_not_exist() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let id = lab.create().await;
+    for account in ["other", ""] {
+        assert!(matches!(lab.manager.get(account, &id).await, Err(SandboxError::NotFound)));
+        assert!(matches!(lab.manager.exec(account, &id, sleep()).await, Err(SandboxError::NotFound)));
+        assert!(matches!(lab.manager.kill(account, &id).await, Err(SandboxError::NotFound)));
+        assert!(matches!(lab.manager.kill_queued(account, &id).await, Err(SandboxError::NotFound)));
+    }
+    let unknown: SandboxId = "sbx-00000000".parse().expect("id");
+    assert!(matches!(lab.manager.kill(ACCOUNT, &unknown).await, Err(SandboxError::NotFound)));
+    assert_eq!(lab.run(&id, "echo here").await, "here");
+    assert!(lab.manager.kill(ACCOUNT, &id).await.expect("its owner may"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_killed_while_it_is_created_never_runs() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    for _ in 0..8 {
+        let manager = lab.manager.clone();
+        let creating = tokio::spawn(async move { manager.create(request()).await });
+        let filter = || Filter { states: vec![State::Creating], ..Filter::default() };
+        let mut found = None;
+        eventually("it is listed", async || {
+            let (listed, _) = lab.manager.list(ACCOUNT, filter()).await.expect("list");
+            found = listed.first().map(|record| record.id.parse::<SandboxId>().expect("id"));
+            found.is_some() || creating.is_finished()
+        })
+        .await;
+        let made = match found {
+            Some(id) => {
+                assert!(lab.manager.kill(ACCOUNT, &id).await.expect("kill"));
+                let _ = creating.await.expect("task");
+                id
+            }
+            None => {
+                let id = creating.await.expect("task").expect("sandbox").id.parse().expect("id");
+                assert!(lab.manager.kill(ACCOUNT, &id).await.expect("kill"));
+                id
+            }
+        };
+        assert_eq!(traces(lab.dir.path(), &made), Vec::<String>::new());
+        assert_eq!(lab.manager.get(ACCOUNT, &made).await.expect("record").state, "killed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_concurrent_kills_one_has_killed_and_all_wait() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let id = lab.create().await;
+    let kills: Vec<_> = (0..5)
+        .map(|_| {
+            let (manager, id) = (lab.manager.clone(), id.clone());
+            tokio::spawn(async move { manager.kill(ACCOUNT, &id).await.expect("kill") })
+        })
+        .collect();
+    let mut killers = 0;
+    for kill in kills {
+        killers += u32::from(kill.await.expect("task"));
+        assert_eq!(traces(lab.dir.path(), &id), Vec::<String>::new());
+    }
+    assert_eq!(killers, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queued_kill_counts_at_once_and_is_carried_out() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let id = lab.create().await;
+    lab.manager.kill_queued(ACCOUNT, &id).await.expect("kill");
+    assert_eq!(lab.manager.get(ACCOUNT, &id).await.expect("record").state, "killed");
+    assert_eq!(lab.manager.list(ACCOUNT, Filter::default()).await.expect("list").1, 0);
+    eventually("no trace is left", async || traces(lab.dir.path(), &id).is_empty()).await;
+    lab.manager.kill_queued(ACCOUNT, &id).await.expect("a second time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_ends_when_its_time_is_up_and_not_before() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let short = Create { timeout: Duration::from_secs(1), ..request() };
+    let ends: SandboxId = lab.create_with(short.clone()).await.expect("sandbox").id.parse().expect("id");
+    let extended: SandboxId = lab.create_with(short).await.expect("sandbox").id.parse().expect("id");
+    let endless = Create { timeout: Duration::ZERO, ..request() };
+    let endless = lab.create_with(endless).await.expect("sandbox");
+    assert_eq!(endless.end_at, None);
+    lab.manager.set_timeout(ACCOUNT, &extended, Duration::from_secs(600)).await.expect("extend");
+    eventually("its time is up", async || traces(lab.dir.path(), &ends).is_empty()).await;
+    assert_eq!(lab.manager.get(ACCOUNT, &ends).await.expect("record").state, "killed");
+    assert_eq!(lab.run(&extended, "echo alive").await, "alive");
+    assert_eq!(lab.run(&endless.id.parse().expect("id"), "echo alive").await, "alive");
+    // A new time to live can also be shorter than the old one.
+    lab.manager.set_timeout(ACCOUNT, &extended, Duration::from_millis(1)).await.expect("shorten");
+    eventually("its time is up", async || traces(lab.dir.path(), &extended).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_whose_init_dies_has_ended() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let id = lab.create().await;
+    let record = lab.manager.get(ACCOUNT, &id).await.expect("record");
+    let pid = record.host["process"]["pid"].as_i64().expect("pid");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
+    let command = lab.manager.exec(ACCOUNT, &id, sleep());
+    let kill = async {
+        eventually("the command runs", async || {
+            !lab.manager.commands(ACCOUNT, &id).await.expect("commands").is_empty()
+        })
+        .await;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+    };
+    let (failed, ()) = tokio::join!(command, kill);
+    assert!(matches!(failed, Err(SandboxError::InitUnreachable(_) | SandboxError::Killed)), "{failed:?}");
+    eventually("it is noticed", async || traces(lab.dir.path(), &id).is_empty()).await;
+    assert_eq!(lab.manager.get(ACCOUNT, &id).await.expect("record").state, "killed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_sandbox_stands_still_and_goes_on_when_resumed() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let id = lab.create().await;
+    let count = Exec { command: "while :; do echo >> ~/ticks; sleep 0.01; done".to_owned(), ..Exec::default() };
+    lab.manager.spawn_background(ACCOUNT, &id, count).await.expect("background");
+    let ticks = lab.sandbox_dir(&id).join("fs/upper/home/user/ticks");
+    let size = || std::fs::metadata(&ticks).map_or(0, |file| file.len());
+    eventually("it ticks", async || size() > 0).await;
+    if let Err(error) = lab.manager.pause(ACCOUNT, &id).await {
+        assert!(matches!(error, SandboxError::Setup(_)), "{error:?}");
+        eprintln!("SKIP {error}");
+        return;
+    }
+    assert!(matches!(lab.manager.exec(ACCOUNT, &id, sleep()).await, Err(SandboxError::Paused)));
+    let record = lab.manager.get(ACCOUNT, &id).await.expect("record");
+    assert_eq!((record.state.as_str(), record.end_at), ("paused", None));
+    let before = size();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(size(), before);
+    lab.manager.resume(ACCOUNT, &id).await.expect("resume");
+    eventually("it ticks again", async || size() > before).await;
+    lab.manager.pause(ACCOUNT, &id).await.expect("pause");
+    assert!(lab.manager.kill(ACCOUNT, &id).await.expect("a paused one can be killed"));
+    assert_eq!(traces(lab.dir.path(), &id), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_wants_it_is_paused_when_its_time_is_up() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let pausing = Create { timeout: Duration::from_secs(1), on_timeout: OnTimeout::Pause, ..request() };
+    let id: SandboxId = lab.create_with(pausing).await.expect("sandbox").id.parse().expect("id");
+    lab.run(&id, "echo kept > ~/file").await;
+    eventually("its time is up", async || {
+        lab.manager.get(ACCOUNT, &id).await.expect("record").state != State::Running.as_str()
+    })
+    .await;
+    if lab.manager.get(ACCOUNT, &id).await.expect("record").state == State::Paused.as_str() {
+        lab.manager.resume(ACCOUNT, &id).await.expect("resume");
+        assert_eq!(lab.run(&id, "cat ~/file").await, "kept");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_cannot_be_made_leaves_nothing_and_says_why() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let unknown = Create { template: "no-such".to_owned(), ..request() };
+    assert!(matches!(lab.create_with(unknown).await, Err(SandboxError::UnknownTemplate(name)) if name == "no-such"));
+    let unbuilt = Create { template: "tpl-python".to_owned(), ..request() };
+    assert!(matches!(lab.create_with(unbuilt).await, Err(SandboxError::TemplateNotReady(_))));
+    let policy = policy::PolicySpec { allow_out: vec!["not a host".to_owned()], ..Default::default() };
+    let invalid = Create { policy, ..request() };
+    assert!(matches!(lab.create_with(invalid).await, Err(SandboxError::InvalidPolicy(_))));
+    for (source, target) in [("/usr", "/../x"), ("usr", "/mnt"), ("/usr", "mnt"), ("/usr", "/")] {
+        let mount = BindMount { source: source.into(), target: target.into(), read_only: true };
+        let refused = lab.create_with(Create { mounts: vec![mount], ..request() }).await;
+        assert!(matches!(refused, Err(SandboxError::InvalidPath(_))), "{source}:{target}");
+    }
+    // A target that goes wrong inside of the new root, as late as possible.
+    let mount = BindMount { source: "/usr".into(), target: "/etc/hosts/below".into(), read_only: true };
+    let failed = lab.create_with(Create { mounts: vec![mount], ..request() }).await;
+    match failed {
+        Err(SandboxError::Setup(fault)) => assert!(fault.object.contains("etc/hosts"), "{fault}"),
+        other => panic!("{other:?}"),
+    }
+    let entries: Vec<PathBuf> = std::fs::read_dir(lab.dir.path().join("data/sandboxes"))
+        .expect("directory")
+        .map(|entry| entry.expect("entry").path())
+        .collect();
+    assert_eq!(entries, Vec::<PathBuf>::new());
+    assert!(lab.manager.gc().await.expect("gc").is_empty());
+    assert_eq!(lab.manager.list(ACCOUNT, Filter::default()).await.expect("list").1, 0);
+    lab.create().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_are_listed_by_state_and_metadata() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let tagged = |tag: &str| Create { metadata: [("tag".to_owned(), tag.to_owned())].into(), ..request() };
+    let one = lab.create_with(tagged("one")).await.expect("sandbox");
+    let two = lab.create_with(tagged("two")).await.expect("sandbox");
+    lab.manager.kill(ACCOUNT, &two.id.parse().expect("id")).await.expect("kill");
+    let ids = async |states: &[State], metadata: BTreeMap<String, String>| {
+        let filter = Filter { states: states.to_vec(), metadata, ..Filter::default() };
+        let (listed, _) = lab.manager.list(ACCOUNT, filter).await.expect("list");
+        listed.into_iter().map(|record| record.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&[], BTreeMap::new()).await, [one.id.clone()]);
+    assert_eq!(ids(&[State::Killed], BTreeMap::new()).await, [two.id.clone()]);
+    let tag = [("tag".to_owned(), "two".to_owned())];
+    assert_eq!(ids(&[State::Running, State::Killed], tag.into()).await, [two.id]);
+    assert_eq!(one.spec, serde_json::json!({ "as": "given" }));
+    assert_eq!(one.template_id, "tpl-host");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_sandboxes_at_once_share_nothing_and_leave_nothing() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let creating: Vec<_> = (0..12)
+        .map(|_| {
+            let manager = lab.manager.clone();
+            tokio::spawn(async move { manager.create(request()).await.expect("sandbox") })
+        })
+        .collect();
+    let mut ranges = std::collections::BTreeSet::new();
+    let mut ids = Vec::new();
+    for task in creating {
+        let record = task.await.expect("task");
+        assert!(ranges.insert(record.host["first_id"].as_u64().expect("first id")), "a range of their own");
+        ids.push(record.id.parse::<SandboxId>().expect("id"));
+    }
+    for id in &ids {
+        assert_eq!(lab.run(id, "hostname; ls ~; touch ~/mine").await, id.as_str(), "nothing of others");
+    }
+    for id in &ids {
+        assert!(lab.manager.kill(ACCOUNT, id).await.expect("kill"));
+        assert_eq!(traces(lab.dir.path(), id), Vec::<String>::new());
+    }
+    assert!(lab.manager.gc().await.expect("gc").is_empty());
 }

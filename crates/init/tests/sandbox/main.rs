@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod background;
+mod bench_tmp;
 mod commands;
 mod confinement;
 mod content;
