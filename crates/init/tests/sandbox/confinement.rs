@@ -144,6 +144,7 @@ fn what_people_run_runs() {
     lab.write("user", "all.py", threads.as_bytes()).unwrap();
     let outcome = lab.sh("/usr/bin/env python3 all.py || /usr/bin/python3 all.py");
     assert_eq!(outcome.stdout, "thread\nchild\nlistens\nsqlite\n3\n", "{outcome:?}");
+    assert_eq!(lab.root("runuser -u user -- id -un"), "user\n");
     lab.write("user", "c.c", b"#include <stdio.h>\nint main() { puts(\"compiled\"); }\n").unwrap();
     let outcome = lab.sh("gcc c.c && ./a.out");
     assert_eq!(outcome.stdout, "compiled\n", "{outcome:?}");

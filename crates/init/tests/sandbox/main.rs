@@ -1,10 +1,10 @@
 //! Init as it is used: the built binary as PID 1 of its own namespaces, under the sandbox's system call filter,
-//! spoken to over its socket. Needs root (for a range of user ids), `unshare`, `nsenter` and `perl`.
+//! spoken to over its socket. Needs root (for a range of user ids), `unshare`, `nsenter`, `perl`,
+//! `python3` and `gcc`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod background;
-mod bench_tmp;
 mod commands;
 mod confinement;
 mod content;
