@@ -5,7 +5,8 @@
 //! each side is a [`Hello`]; neither side waits for the other's before it goes on, so a request costs no extra
 //! round trip. After it the daemon sends one [`Request`] and, where the table says so, further [`ClientFrame`]s;
 //! init answers with [`InitFrame`]s. Instead of any answer, and at any time before the last frame, init may
-//! send [`InitFrame::Failed`], which ends the operation. Closing the connection gives the operation up.
+//! send [`InitFrame::Failed`], which ends the operation; a daemon that finds the connection closed while it sends
+//! reads what is waiting, for that is the reason. Closing the connection, even half, gives the operation up.
 //!
 //! | request | further frames to init | frames from init |
 //! |---|---|---|
