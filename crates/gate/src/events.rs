@@ -1,6 +1,6 @@
 //! From what the packet filter logged to what is recorded.
 
-use std::io;
+use std::{io, time::Duration};
 
 use nft::{Flow as Headers, LogSocket, Received};
 use policy::{
@@ -63,25 +63,34 @@ pub(crate) fn permission(headers: &Headers, known: Option<Known>, policies: &Pol
     event(EventKind::EgressAllowed, verdict, generation, known.map(|known| known.name), headers)
 }
 
-/// Reads a log until `stop`, giving what it brings to `take`.
+/// How long the kernel may keep what it has logged before it hands it over, with some leeway.
+const HAND_OVER: Duration = Duration::from_millis(15);
+
+/// Reads a log until `stop`, giving what it brings to `take`; then what was logged before that.
 pub(crate) async fn follow(
     mut log: AsyncFd<LogSocket>,
     stop: CancellationToken,
     mut take: impl FnMut(Received),
 ) -> io::Result<()> {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            ready = log.readable_mut() => {
-                let mut ready = ready?;
-                match ready.get_inner_mut().recv() {
-                    Ok(Some(received)) => take(received),
-                    Ok(None) => ready.clear_ready(),
-                    Err(error) => return Err(io::Error::other(error)),
-                }
+    let following = async {
+        loop {
+            let mut ready = log.readable_mut().await?;
+            match ready.get_inner_mut().recv() {
+                Ok(Some(received)) => take(received),
+                Ok(None) => ready.clear_ready(),
+                Err(error) => return Err(io::Error::other(error)),
             }
         }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        ended = following => return ended,
     }
+    tokio::time::sleep(HAND_OVER).await;
+    while let Some(received) = log.get_mut().recv().map_err(io::Error::other)? {
+        take(received);
+    }
+    Ok(())
 }
 
 impl Policies<'_> {

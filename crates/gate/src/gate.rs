@@ -32,7 +32,7 @@ use crate::{
     watched::watched,
 };
 
-/// How often bindings are looked through for those whose time is over.
+/// How often what is due now and then is done: ending bindings, reading counters.
 const SWEEP: Duration = Duration::from_secs(15);
 /// How long changes of the machine's network are gathered before they are looked at.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -339,7 +339,7 @@ async fn watch(shared: Weak<Shared>, monitor: AsyncFd<Monitor>, stop: Cancellati
     }
 }
 
-/// Ends bindings whose time is over.
+/// Does what is due now and then.
 async fn sweep(shared: Weak<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -350,7 +350,7 @@ async fn sweep(shared: Weak<Shared>, stop: CancellationToken) {
         }
         let Some(shared) = shared.upgrade() else { return };
         for member in shared.members() {
-            member.sandbox.expire();
+            member.sandbox.tidy();
             tokio::task::yield_now().await;
         }
     }

@@ -68,6 +68,9 @@ impl Member {
     /// the resolver and the proxy, they refuse everything that would go there.
     pub(crate) fn release(&self, shared: &Shared) {
         let mut wire = self.wire.lock();
+        if !wire.is_detached {
+            self.sandbox.tidy();
+        }
         wire.is_detached = true;
         if wire.is_laid {
             wire.is_laid = false;

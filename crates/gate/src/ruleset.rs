@@ -35,6 +35,12 @@ pub(crate) struct Ruleset<'a> {
 
 /// The counter of refused packets.
 pub(crate) const REFUSED: &str = "refused";
+/// The counter of those that should have been logged and were too many.
+pub(crate) const UNLOGGED: &str = "unlogged";
+/// How many refused packets are logged a second, and how many more at once: a sandbox that does nothing but try
+/// must not keep the daemon busy.
+const LOG_RATE: u64 = 5000;
+const LOG_BURST: u32 = 5000;
 /// Bytes of a refused packet that are logged: headers, options included.
 pub(crate) const SNAPLEN: u32 = 96;
 
@@ -57,12 +63,15 @@ impl Ruleset<'_> {
         batch
             .replace_table(&table)
             .add_counter(&table, REFUSED)
+            .add_counter(&table, UNLOGGED)
             .add_chain(&table, &Chain::regular("permit"))
             .add_chain(&table, &Chain::regular("divert"))
             .add_chain(&table, &Chain::regular("refuse"))
+            .add_chain(&table, &Chain::regular("report"))
             .add_chain(&table, &hook("output", ChainType::Route, Hook::Output, priority::MANGLE))
             .add_chain(&table, &hook("prerouting", ChainType::Filter, Hook::Prerouting, priority::MANGLE))
             .add_chain(&table, &hook("input", ChainType::Filter, Hook::Input, priority::FILTER))
+            .add_chain(&table, &hook("postrouting", ChainType::Filter, Hook::Postrouting, priority::FILTER))
             .add_rule(&table, "permit", rule().accept())
             .add_rule(&table, "divert", rule().set_mark(DIVERT_MARK).accept());
         refuse(&mut batch, &table);
@@ -70,6 +79,7 @@ impl Ruleset<'_> {
         self.output(&mut batch, &table);
         self.prerouting(&mut batch, &table);
         self.input(&mut batch, &table);
+        self.postrouting(&mut batch, &table);
         if uses_bindings(self.view) {
             for (address, ports) in bound {
                 add_bound(&mut batch, address, ports);
@@ -81,8 +91,10 @@ impl Ruleset<'_> {
     fn sets(&self, batch: &mut Batch, table: &Table) {
         add_networks::<V4>(batch, table, "floor", self.floor);
         add_networks::<V6>(batch, table, "floor", self.floor);
-        add_networks::<V4>(batch, table, "private", policy::private_networks());
-        add_networks::<V6>(batch, table, "private", policy::private_networks());
+        if self.view.default != KernelDefault::Refuse {
+            add_networks::<V4>(batch, table, "private", policy::private_networks());
+            add_networks::<V6>(batch, table, "private", policy::private_networks());
+        }
         self.own_addresses::<V4>(batch, table, SANDBOX_V4.into());
         self.own_addresses::<V6>(batch, table, SANDBOX_V6.into());
         bound_sets::<V4>(batch, table);
@@ -169,7 +181,14 @@ impl Ruleset<'_> {
             .add_rule(table, chain, v6().tcp().daddr(GATE_V6).dport(dns).tproxy(GATE_V6, dns).accept())
             .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy).accept())
             .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy).accept())
-            .add_rule(table, chain, rule().mark(DIVERT_MARK).goto("refuse"));
+            // What is left has turned round for want of another way: a daemon, or a wire.
+            .add_rule(table, chain, V4::rule().iifname("lo").daddr_not_in("own4").goto("refuse"))
+            .add_rule(table, chain, V6::rule().iifname("lo").daddr_not_in("own6").goto("refuse"));
+    }
+
+    /// What is to be diverted does not leave by the wire, not even from a socket that is bound to it.
+    fn postrouting(&self, batch: &mut Batch, table: &Table) {
+        batch.add_rule(table, "postrouting", rule().oifname(WIRE).mark(DIVERT_MARK).drop());
     }
 
     /// What comes by the wire is replies: the uplink lets nothing else through, and neither does this.
@@ -206,8 +225,10 @@ const ICMPV6_MLDV2: u8 = 143;
 fn refuse(batch: &mut Batch, table: &Table) {
     let log = Log { group: LOG_GROUP, prefix: String::new(), snaplen: SNAPLEN, qthreshold: 0 };
     batch
-        .add_rule(table, "refuse", rule().tcp().syn().log(&log).end())
-        .add_rule(table, "refuse", rule().l4proto_not(TCP).log(&log).end())
+        .add_rule(table, "report", rule().limit_per_second(LOG_RATE, LOG_BURST).log(&log).ret())
+        .add_rule(table, "report", rule().count(UNLOGGED).end())
+        .add_rule(table, "refuse", rule().tcp().syn().jump("report"))
+        .add_rule(table, "refuse", rule().l4proto_not(TCP).jump("report"))
         .add_rule(table, "refuse", rule().count(REFUSED).end())
         .add_rule(table, "refuse", rule().tcp().reset())
         .add_rule(table, "refuse", rule().reject(Unreachable::AdminProhibited));

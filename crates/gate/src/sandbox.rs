@@ -51,6 +51,8 @@ pub(crate) struct Force {
 struct Kernel {
     filter: nft::Connection,
     bindings: Bindings,
+    /// What the counter of packets that were not logged showed when it was last read.
+    unlogged: u64,
 }
 
 impl Sandbox {
@@ -71,7 +73,7 @@ impl Sandbox {
             node,
             upstream,
             force: ArcSwap::from_pointee(Force::new(first, None)),
-            kernel: Arc::new(Mutex::new(Kernel { filter, bindings: Bindings::default() })),
+            kernel: Arc::new(Mutex::new(Kernel { filter, bindings: Bindings::default(), unlogged: 0 })),
             sinks: Mutex::default(),
             proxy_port,
         }
@@ -103,15 +105,19 @@ impl Sandbox {
             |name| force.ports.permitted(policy, name),
         );
         let batch = rules.batch(bindings.installed());
+        self.count_unlogged(&mut kernel);
         kernel.filter.commit(batch).map_err(|error| GateError::Rules("the sandbox", error))?;
+        // The new table's counters begin anew.
+        kernel.unlogged = 0;
         kernel.bindings = bindings;
         self.force.store(Arc::new(force));
         Ok(())
     }
 
-    /// Ends bindings whose time is over.
-    pub(crate) fn expire(&self) {
+    /// What is due now and then: ends bindings whose time is over, and records how many refusals were too many.
+    pub(crate) fn tidy(&self) {
         let mut kernel = self.kernel.lock();
+        self.count_unlogged(&mut kernel);
         let change = kernel.bindings.expire(Instant::now());
         if let Err(error) = self.apply(&mut kernel, &change) {
             tracing::warn!(sandbox = self.recorder.sandbox(), %error, "expired bindings were not removed");
@@ -160,6 +166,18 @@ impl Sandbox {
         match self.kernel.lock().bindings.names_of(address) {
             [name] => Some(Known { name: name.clone(), is_sink: false }),
             _ => None,
+        }
+    }
+
+    /// Compares with the kernel's own counter.
+    fn count_unlogged(&self, kernel: &mut Kernel) {
+        let Ok(counters) = kernel.filter.counters(&ruleset::table()) else {
+            // There is no table before the first policy is in force.
+            return;
+        };
+        if let Some(counter) = counters.iter().find(|counter| counter.name == ruleset::UNLOGGED) {
+            self.recorder.gap("kernel_log_limit", counter.packets.saturating_sub(kernel.unlogged));
+            kernel.unlogged = counter.packets;
         }
     }
 

@@ -8,7 +8,7 @@ use nft::{
 use policy::KernelDefault;
 
 use crate::{
-    addresses::{LOG_GROUP, Slot, TABLE, UPLINK},
+    addresses::{DNS_PORT, LOG_GROUP, Slot, TABLE, UPLINK},
     fence::{Direction, EntrySets, Side, add_networks},
     ruleset::SNAPLEN,
     uplink::Carries,
@@ -213,7 +213,9 @@ fn out(
         .add_rule(table, chain, V4::rule().saddr_not(slot.v4()).drop())
         .add_rule(table, chain, V6::rule().saddr_not(slot.v6()).drop())
         .add_rule(table, chain, V4::rule().daddr_in("floor4").goto(refuse))
-        .add_rule(table, chain, V6::rule().daddr_in("floor6").goto(refuse));
+        .add_rule(table, chain, V6::rule().daddr_in("floor6").goto(refuse))
+        // Queries go to the sandbox's resolver, whatever a socket is bound to.
+        .add_rule(table, chain, rule().udp().dport(DNS_PORT).goto(refuse));
     if !carries.ipv6 {
         batch.add_rule(table, chain, rule().ipv6().goto(refuse));
     }

@@ -275,3 +275,28 @@ fn repeated_refusals_are_one_event_with_their_number() {
         assert_eq!(event.count, 50);
     });
 }
+
+#[test]
+fn a_flood_of_refusals_is_bounded_and_what_was_not_recorded_is_counted() {
+    lab::run(|lab| async move {
+        const PACKETS: u64 = 40_000;
+        let sandbox = lab.allowing(&["api.github.com"]).await;
+        sandbox
+            .run(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                for _ in 0..PACKETS {
+                    socket.send_to(b"x", "93.184.216.34:9").unwrap_err();
+                }
+            })
+            .await;
+        sandbox.0.detach().await;
+        lab.audit.flush().await.unwrap();
+        let page = lab.store.events().query(&store::EventQuery::default()).await.unwrap();
+        let count = |kind: &str| -> u64 {
+            page.events.iter().filter(|event| event.kind == kind).map(|event| event.count).sum()
+        };
+        let (refused, gap) = (count("egress_blocked"), count("audit_gap"));
+        assert_eq!(refused + gap, PACKETS, "{refused} + {gap}");
+        assert!(refused > 0 && gap > 0, "{refused} + {gap}");
+    });
+}

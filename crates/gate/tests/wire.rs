@@ -198,6 +198,46 @@ fn a_connection_through_the_proxy_lives_on_when_the_wire_comes_and_goes() {
 }
 
 #[test]
+fn a_socket_bound_to_the_wire_does_not_get_past_the_resolver_or_the_proxy() {
+    lab::run(|lab| async move {
+        for spec in [allow(&["api.github.com", "10.1.2.3"]), PolicySpec::default()] {
+            let sandbox = lab.attach(&spec).await;
+            sandbox.lookup("api.github.com").await;
+            let is_open = spec == PolicySpec::default();
+            sandbox
+                .run(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    runtime.block_on(past_the_resolver(is_open));
+                })
+                .await;
+            assert_eq!(lab.seen_at("8.8.8.8"), 0);
+            assert_eq!(lab.asked_for("past.example.com"), 0);
+            sandbox.0.detach().await;
+        }
+        assert_eq!(lab.seen_at("140.82.112.5"), 0);
+    });
+}
+
+async fn past_the_resolver(is_open: bool) {
+    let a_while = std::time::Duration::from_millis(300);
+    let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.unwrap();
+    socket.bind_device(Some(b"eth0")).unwrap();
+    let query = lab::query("past.example.com", hickory_proto::rr::RecordType::A);
+    for server in ["8.8.8.8:53", "10.1.2.3:53"] {
+        let _refused_or_lost = socket.send_to(&query, server).await;
+        let answer = tokio::time::timeout(a_while, socket.recv_from(&mut [0; 512])).await;
+        assert!(!matches!(answer, Ok(Ok(_))), "{server}: {answer:?}");
+    }
+    if !is_open {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind_device(Some(b"eth0")).unwrap();
+        let connected =
+            tokio::time::timeout(a_while, socket.connect("140.82.112.5:443".parse().unwrap())).await;
+        assert!(!matches!(connected, Ok(Ok(_))));
+    }
+}
+
+#[test]
 fn sandboxes_do_not_reach_each_other() {
     lab::run(|lab| async move {
         let (one, other) =
@@ -278,6 +318,9 @@ fn an_address_that_the_machine_gets_later_is_on_the_floor_from_then_on() {
             }
         };
         tokio::time::timeout(lab::PATIENCE, refused).await.expect("the new address is noticed");
+        // The connection may be there already when the old ones are looked through.
+        let refused = kind(sandbox.connect("10.1.2.3:80").await);
+        assert!(matches!(refused, ConnectionRefused | io::ErrorKind::ConnectionAborted), "{refused}");
         assert_eq!(kind(sandbox.connect("10.1.2.3:80").await), ConnectionRefused);
         sandbox.get("10.1.2.4:80", "x").await.unwrap();
         let events = lab.events(&sandbox).await;
