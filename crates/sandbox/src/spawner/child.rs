@@ -42,7 +42,7 @@ pub(super) fn become_init(request: &Request, fds: &Fds, userns: &OwnedFd) -> Res
     let null = null.as_fd();
     let arranged = [null, null, null, fds.socket.as_fd(), fds.boot.as_fd(), fds.status.as_fd()];
     sys::spawn::arrange_fds(&arranged).during("arrange", "the descriptors")?;
-    let error = sys::spawn::exec_fd(fds.program.as_fd(), &[c"init".to_owned()], &[]);
+    let error = sys::spawn::exec_fd(fds.program.as_fd(), &[c"bailiwick-init".to_owned()], &[]);
     Err(error).during("execute", "init")
 }
 
