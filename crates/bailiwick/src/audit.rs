@@ -45,7 +45,10 @@ pub(crate) async fn run(data: &DataArgs, args: &AuditArgs) -> Result<u8> {
     events.reverse();
     let mut seen = events.last().map_or(0, |event| event.id);
     print(&events, args.json, true)?;
-    while args.follow {
+    if !args.follow {
+        return Ok(exit::OK);
+    }
+    loop {
         tokio::time::sleep(POLL).await;
         let mut page = store.events().query(&newest).await?.events;
         page.retain(|event| event.id > seen);
@@ -53,7 +56,6 @@ pub(crate) async fn run(data: &DataArgs, args: &AuditArgs) -> Result<u8> {
         seen = page.last().map_or(seen, |event| event.id);
         print(&page, args.json, false)?;
     }
-    Ok(exit::OK)
 }
 
 /// A point in time, or how long ago.
