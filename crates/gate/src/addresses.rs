@@ -69,6 +69,7 @@ pub(crate) struct Slot(u32);
 
 /// 100.80.0.0/12 without its last /20, from which the uplink's own address comes.
 const WIRE_BASE_V4: Ipv4Addr = Ipv4Addr::new(100, 80, 0, 0);
+const WIRE_BASE_V6: Ipv6Addr = Ipv6Addr::new(0xfd62, 0x6169, 0x6c69, 1, 0, 0, 0, 0);
 const UPLINK_BASE_V4: Ipv4Addr = Ipv4Addr::new(100, 95, 240, 0);
 
 impl Slot {
@@ -78,6 +79,15 @@ impl Slot {
     /// The slot with this number, counted from 0.
     pub(crate) fn new(number: u32) -> Option<Self> {
         (number < Self::COUNT).then_some(Self(number))
+    }
+
+    /// Whose address on a wire this is.
+    pub(crate) fn of(address: IpAddr) -> Option<Self> {
+        let number = match address {
+            IpAddr::V4(v4) => v4.to_bits().checked_sub(WIRE_BASE_V4.to_bits() + 1)?,
+            IpAddr::V6(v6) => u32::try_from(v6.to_bits().checked_sub(WIRE_BASE_V6.to_bits() + 1)?).ok()?,
+        };
+        Self::new(number)
     }
 
     pub(crate) fn number(self) -> u32 {
@@ -91,8 +101,7 @@ impl Slot {
 
     /// As [`Self::v4`].
     pub(crate) fn v6(self) -> Ipv6Addr {
-        let base = Ipv6Addr::new(0xfd62, 0x6169, 0x6c69, 1, 0, 0, 0, 0).to_bits();
-        Ipv6Addr::from_bits(base + 1 + u128::from(self.0))
+        Ipv6Addr::from_bits(WIRE_BASE_V6.to_bits() + 1 + u128::from(self.0))
     }
 
     /// Both addresses.
@@ -139,6 +148,7 @@ mod tests {
             for address in slot.addresses() {
                 assert_eq!(floor.address(address), Some("sandbox"), "{address}");
                 assert!(is_wire_address(address));
+                assert_eq!(Slot::of(address), Some(slot));
             }
             assert!(slot.interface().len() <= 15);
         }
@@ -146,6 +156,7 @@ mod tests {
         for address in [GATE_V4.into(), GATE_V6.into(), SANDBOX_V4.into(), SANDBOX_V6.into()] {
             assert_eq!(floor.address(address), Some("gate"));
             assert!(!is_wire_address(address));
+            assert_eq!(Slot::of(address), None);
         }
     }
 

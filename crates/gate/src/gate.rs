@@ -252,9 +252,9 @@ impl Shared {
             }
         }
         for packet in received.packets {
-            let Some((kind, slot)) = uplink::slot_of(&packet.prefix) else { continue };
-            let Some(sandbox) = sandbox_of(slot) else { continue };
-            if kind == uplink_rules::PERMITTED {
+            let slot = packet.flow.and_then(|headers| Slot::of(headers.source));
+            let Some(sandbox) = slot.and_then(sandbox_of) else { continue };
+            if packet.prefix == uplink_rules::PERMITTED {
                 sandbox.record_permission(&packet);
             } else {
                 sandbox.record_refusal(&packet);

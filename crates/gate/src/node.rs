@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use netns::{Connection, Family};
 use policy::Floor;
 
-use crate::{GateError, addresses::is_wire_address};
+use crate::GateError;
 
 /// The machine's network, as far as it matters.
 #[derive(Clone, Debug)]
@@ -30,9 +30,13 @@ impl Node {
 
     fn ask(protected: &[IpAddr]) -> Result<Self, netns::Error> {
         let mut connection = Connection::open()?;
+        // What is on the floor anyway is left out: link-local addresses come and go with every link.
+        let anyway = Floor::new([]);
         let own = connection.addresses()?.into_iter().map(|own| own.address.addr());
-        let mut addresses: Vec<IpAddr> =
-            own.filter(|address| !is_wire_address(*address)).chain(protected.iter().copied()).collect();
+        let mut addresses: Vec<IpAddr> = own
+            .chain(protected.iter().copied())
+            .filter(|address| anyway.address(*address).is_none())
+            .collect();
         addresses.sort_unstable();
         addresses.dedup();
         let ipv6 = connection.has_default_route(Family::V6)?;

@@ -222,6 +222,7 @@ fn link_to_machine(uplink: &NetNs, daemon: u32, ipv6: bool) -> Result<nft::Conne
         hardware_address: [0x02, 0x62, 0xff, 0xff, 0xff, 0xff],
     };
     let link = connection.create_veth(&veth).map_err(GateError::Uplink)?;
+    sysctl::set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1").map_err(GateError::Uplink)?;
     connection.bring_up(link).map_err(GateError::Uplink)?;
     for address in uplink_addresses(daemon) {
         if address.is_ipv4() || ipv6 {
@@ -276,14 +277,6 @@ pub(crate) fn daemon_number(id: &str) -> u32 {
     id.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// What a prefix of the uplink's log says: what became of the packet, and by whose wire it came.
-pub(crate) fn slot_of(prefix: &str) -> Option<(char, Slot)> {
-    let mut chars = prefix.chars();
-    let kind = chars.next()?;
-    let number: u32 = chars.as_str().parse().ok()?;
-    Some((kind, Slot::new(number)?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,14 +290,6 @@ mod tests {
         assert_eq!(free.take(), Some(a));
         free.next = Slot::COUNT;
         assert_eq!(free.take(), None);
-    }
-
-    #[test]
-    fn a_log_prefix_tells_the_wire() {
-        assert_eq!(slot_of("a12"), Some(('a', Slot::new(12).unwrap())));
-        assert_eq!(slot_of(""), None);
-        assert_eq!(slot_of("r"), None);
-        assert_eq!(slot_of("r99999999"), None);
     }
 
     #[test]

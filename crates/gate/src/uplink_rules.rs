@@ -1,23 +1,30 @@
 //! The packet filter of the uplink namespace, and of the machine's around the uplink's link.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use nft::{
-    Batch, Chain, ChainType, CtState, Element, Field, Hook, Iifname, InterfaceName, Log, Oifname, Policy,
-    Set, Table, Unreachable, V4, V6, Verdict, priority, rule,
+    Batch, Chain, ChainType, CtState, Daddr, Dport, Element, Field, Hook, Iifname, InterfaceName, Log,
+    Oifname, Policy, Saddr, Set, Sport, Table, Unreachable, V4, V6, Verdict, priority, rule,
 };
 use policy::KernelDefault;
 
 use crate::{
     addresses::{DNS_PORT, LOG_GROUP, Slot, TABLE, UPLINK},
-    fence::{Direction, EntrySets, Side, add_networks},
+    fence::{Direction, EntrySets, Side, add_networks, set_name},
     ruleset::SNAPLEN,
     uplink::Carries,
 };
 
-/// What the log says of a new flow, before the slot's number.
-pub(crate) const PERMITTED: char = 'a';
-/// What the log says of a refused packet, before the slot's number.
-pub(crate) const REFUSED: char = 'r';
+/// What the log says of a new flow.
+pub(crate) const PERMITTED: &str = "permitted";
+/// What the log says of a refused packet.
+const REFUSED: &str = "refused";
+/// How long a flow that nobody answers is remembered, so that it is one flow: longer than TCP waits between two
+/// attempts.
+const REMEMBERED: Duration = Duration::from_secs(70);
+/// How many such flows are remembered; beyond, each of their packets counts as a flow.
+const MAX_REMEMBERED: u32 = 65_536;
 
 /// What there is for one wire.
 pub(crate) struct WireRules {
@@ -37,20 +44,31 @@ pub(crate) fn table(floor: &[IpNet]) -> Batch {
         .add_set(&table, &Set::new("replies", [Field::Interface]).verdict_map())
         .add_chain(&table, &filter("input", Hook::Input))
         .add_chain(&table, &filter("forward", Hook::Forward))
-        .add_chain(&table, &nat)
-        .add_chain(&table, &Chain::regular("back"))
-        .add_chain(&table, &Chain::regular("discard"))
-        .add_rule(&table, "discard", rule().drop())
+        .add_chain(&table, &nat);
+    for chain in ["back", PERMIT, REFUSE, DELIVER, DISCARD] {
+        batch.add_chain(&table, &Chain::regular(chain));
+    }
+    batch
         .add_rule(&table, "forward", rule().iifname(UPLINK).goto("back"))
         .add_rule(&table, "forward", rule().oifname(UPLINK).vmap("wires", Iifname))
         .add_rule(&table, "translate", rule().oifname(UPLINK).masquerade())
         .add_rule(&table, "back", V4::rule().icmp().ct_state(CtState::RELATED).accept())
         .add_rule(&table, "back", V6::rule().icmpv6().ct_state(CtState::RELATED).accept())
-        .add_rule(&table, "back", rule().ct_state(CtState::ESTABLISHED).vmap("replies", Oifname));
+        .add_rule(&table, "back", rule().ct_state(CtState::ESTABLISHED).vmap("replies", Oifname))
+        .add_rule(&table, DELIVER, rule().accept())
+        .add_rule(&table, DISCARD, rule().drop());
     add_networks::<V4>(&mut batch, &table, "floor", floor);
     add_networks::<V6>(&mut batch, &table, "floor", floor);
     add_networks::<V4>(&mut batch, &table, "private", policy::private_networks());
     add_networks::<V6>(&mut batch, &table, "private", policy::private_networks());
+    permit::<V4>(&mut batch, &table);
+    permit::<V6>(&mut batch, &table);
+    batch.add_rule(&table, PERMIT, rule().accept());
+    batch
+        .add_rule(&table, REFUSE, rule().tcp().syn().log(&log(REFUSED)).end())
+        .add_rule(&table, REFUSE, rule().l4proto_not(TCP).log(&log(REFUSED)).end())
+        .add_rule(&table, REFUSE, rule().tcp().reset())
+        .add_rule(&table, REFUSE, rule().reject(Unreachable::AdminProhibited));
     batch
 }
 
@@ -70,21 +88,21 @@ pub(crate) fn floor(floor: &[IpNet]) -> Batch {
 pub(crate) fn wire(slot: Slot, carries: Carries<'_>, old: Option<&WireRules>) -> (Batch, WireRules) {
     let table = uplink_table();
     let mut batch = Batch::new();
-    let chains = Chains::of(slot);
+    let [out, back] = chains(slot);
     let version = old.map_or(0, |old| old.version + 1);
     match old {
         Some(_) => {
-            batch.flush_chain(&table, &chains.out).flush_chain(&table, &chains.back);
+            batch.flush_chain(&table, &out).flush_chain(&table, &back);
         }
-        None => create(&mut batch, &table, slot, &chains),
+        None => create(&mut batch, &table, slot),
     }
-    let sets = EntrySets::add(&mut batch, &table, &format!("{}v{version}_", chains.out), carries.view);
-    out(&mut batch, &table, slot, &chains, carries, &sets);
-    for rule in sets.rules(Direction::Back, &chains.deliver, "discard") {
-        batch.add_rule(&table, &chains.back, rule);
+    let sets = EntrySets::add(&mut batch, &table, &format!("{out}{version}_"), carries.view);
+    outwards(&mut batch, &table, slot, &out, carries, &sets);
+    for rule in sets.rules(Direction::Back, DELIVER, DISCARD) {
+        batch.add_rule(&table, &back, rule);
     }
     if carries.view.default != KernelDefault::Refuse {
-        batch.add_rule(&table, &chains.back, rule().goto(chains.deliver.as_str()));
+        batch.add_rule(&table, &back, rule().goto(DELIVER));
     }
     // Now that no rule refers to them any more.
     for set in old.iter().flat_map(|old| &old.sets) {
@@ -98,7 +116,6 @@ pub(crate) fn wire(slot: Slot, carries: Carries<'_>, old: Option<&WireRules>) ->
 pub(crate) fn remove_wire(slot: Slot, rules: &WireRules) -> Batch {
     let table = uplink_table();
     let mut batch = Batch::new();
-    let chains = Chains::of(slot);
     if let Some(name) = InterfaceName::new(&slot.interface()) {
         batch.del_element(&table, "wires", Element::new(name)).del_element(
             &table,
@@ -106,11 +123,8 @@ pub(crate) fn remove_wire(slot: Slot, rules: &WireRules) -> Batch {
             Element::new(name),
         );
     }
-    for chain in chains.all() {
-        batch.flush_chain(&table, chain);
-    }
-    for chain in chains.all() {
-        batch.del_chain(&table, chain);
+    for chain in chains(slot) {
+        batch.flush_chain(&table, &chain).del_chain(&table, &chain);
     }
     for set in &rules.sets {
         batch.del_set(&table, set);
@@ -145,96 +159,99 @@ fn uplink_table() -> Table {
     Table::inet(TABLE)
 }
 
-/// The chains of one wire.
-struct Chains {
-    out: String,
-    back: String,
-    permit: String,
-    refuse: String,
-    deliver: String,
+/// The chain for what is permitted: logged if it is a new flow.
+const PERMIT: &str = "permit";
+/// The chain for what is refused.
+const REFUSE: &str = "refuse";
+/// The chain for replies that are let through.
+const DELIVER: &str = "deliver";
+/// The chain for those that are not.
+const DISCARD: &str = "discard";
+const TCP: u8 = 6;
+
+/// The chains of one wire: for what comes from the sandbox, and for what goes to it.
+fn chains(slot: Slot) -> [String; 2] {
+    ["out", "back"].map(|what| format!("{}_{what}", slot.interface()))
 }
 
-impl Chains {
-    fn of(slot: Slot) -> Self {
-        let name = |what| format!("{}_{what}", slot.interface());
-        Self {
-            out: name("out"),
-            back: name("back"),
-            permit: name("permit"),
-            refuse: name("refuse"),
-            deliver: name("deliver"),
-        }
-    }
-
-    fn all(&self) -> [&str; 5] {
-        [&self.out, &self.back, &self.permit, &self.refuse, &self.deliver]
-    }
-}
-
-fn create(batch: &mut Batch, table: &Table, slot: Slot, chains: &Chains) {
-    for chain in chains.all() {
-        batch.add_chain(table, &Chain::regular(chain));
-    }
-    let log = |kind: char| Log {
-        group: LOG_GROUP,
-        prefix: format!("{kind}{}", slot.number()),
-        snaplen: SNAPLEN,
-        qthreshold: 0,
-    };
-    batch
-        .add_rule(table, &chains.permit, rule().ct_state(CtState::NEW).log(&log(PERMITTED)).end())
-        .add_rule(table, &chains.permit, rule().accept())
-        .add_rule(table, &chains.refuse, rule().tcp().syn().log(&log(REFUSED)).end())
-        .add_rule(table, &chains.refuse, rule().l4proto_not(TCP).log(&log(REFUSED)).end())
-        .add_rule(table, &chains.refuse, rule().tcp().reset())
-        .add_rule(table, &chains.refuse, rule().reject(Unreachable::AdminProhibited))
-        .add_rule(table, &chains.deliver, rule().accept());
+fn create(batch: &mut Batch, table: &Table, slot: Slot) {
+    let [out, back] = chains(slot);
+    batch.add_chain(table, &Chain::regular(&out)).add_chain(table, &Chain::regular(&back));
     if let Some(name) = InterfaceName::new(&slot.interface()) {
-        let goto = |chain: &str| Element::new(name).verdict(Verdict::Goto(chain.to_owned()));
-        batch.add_element(table, "wires", goto(&chains.out)).add_element(
+        batch.add_element(table, "wires", Element::new(name).verdict(Verdict::Goto(out))).add_element(
             table,
             "replies",
-            goto(&chains.back),
+            Element::new(name).verdict(Verdict::Goto(back)),
         );
     }
 }
 
+fn log(prefix: &str) -> Log {
+    Log { group: LOG_GROUP, prefix: prefix.to_owned(), snaplen: SNAPLEN, qthreshold: 0 }
+}
+
+/// Logs new flows, once each: connection tracking calls every packet new until one comes back.
+fn permit<F: Side>(batch: &mut Batch, table: &Table) {
+    let flow = [F::FIELD, Field::Port, F::FIELD, Field::Port];
+    let remembered = |name: &str, key: &[Field]| {
+        Set::new(name, key.iter().copied()).dynamic().timeouts().size(MAX_REMEMBERED)
+    };
+    let [tcp, udp, other] = ["tcp", "udp", "other"].map(set_name::<F>);
+    batch
+        .add_set(table, &remembered(&tcp, &flow))
+        .add_set(table, &remembered(&udp, &flow))
+        .add_set(table, &remembered(&other, &[F::FIELD, F::FIELD]));
+    let for_long = Some(REMEMBERED);
+    let is_new = || F::rule().ct_state(CtState::NEW);
+    let key = (Saddr, Sport, Daddr, Dport);
+    batch
+        .add_rule(table, PERMIT, is_new().tcp().lookup(&tcp, key).update_set(&tcp, key, for_long).accept())
+        .add_rule(table, PERMIT, is_new().udp().lookup(&udp, key).update_set(&udp, key, for_long).accept())
+        .add_rule(table, PERMIT, is_new().tcp().log(&log(PERMITTED)).add_to_set(&tcp, key, for_long).accept())
+        .add_rule(
+            table,
+            PERMIT,
+            is_new().udp().log(&log(PERMITTED)).add_to_set(&udp, key, for_long).accept(),
+        );
+    let key = (Saddr, Daddr);
+    batch
+        .add_rule(table, PERMIT, is_new().lookup(&other, key).update_set(&other, key, for_long).accept())
+        .add_rule(table, PERMIT, is_new().log(&log(PERMITTED)).add_to_set(&other, key, for_long).accept());
+}
+
 /// What leaves the sandbox: with its own source only, and then as in the sandbox's own namespace.
-fn out(
+fn outwards(
     batch: &mut Batch,
     table: &Table,
     slot: Slot,
-    chains: &Chains,
+    chain: &str,
     carries: Carries<'_>,
     sets: &EntrySets,
 ) {
-    let (chain, permit, refuse) = (chains.out.as_str(), chains.permit.as_str(), chains.refuse.as_str());
     batch
         .add_rule(table, chain, V4::rule().saddr_not(slot.v4()).drop())
         .add_rule(table, chain, V6::rule().saddr_not(slot.v6()).drop())
-        .add_rule(table, chain, V4::rule().daddr_in("floor4").goto(refuse))
-        .add_rule(table, chain, V6::rule().daddr_in("floor6").goto(refuse))
+        .add_rule(table, chain, V4::rule().daddr_in("floor4").goto(REFUSE))
+        .add_rule(table, chain, V6::rule().daddr_in("floor6").goto(REFUSE))
         // Queries go to the sandbox's resolver, whatever a socket is bound to.
-        .add_rule(table, chain, rule().udp().dport(DNS_PORT).goto(refuse));
+        .add_rule(table, chain, rule().udp().dport(DNS_PORT).goto(REFUSE));
     if !carries.ipv6 {
-        batch.add_rule(table, chain, rule().ipv6().goto(refuse));
+        batch.add_rule(table, chain, rule().ipv6().goto(REFUSE));
     }
-    for rule in sets.rules(Direction::Out, permit, refuse) {
+    for rule in sets.rules(Direction::Out, PERMIT, REFUSE) {
         batch.add_rule(table, chain, rule);
     }
     match carries.view.default {
         KernelDefault::Refuse => {}
         KernelDefault::ForwardPublic => {
-            batch.add_rule(table, chain, rule().goto(permit));
+            batch.add_rule(table, chain, rule().goto(PERMIT));
         }
         KernelDefault::ProxyTcpForwardPublic => {
             batch
-                .add_rule(table, chain, rule().tcp().goto(refuse))
-                .add_rule(table, chain, rule().udp().goto(refuse))
-                .add_rule(table, chain, rule().goto(permit));
+                .add_rule(table, chain, rule().tcp().goto(REFUSE))
+                .add_rule(table, chain, rule().udp().goto(REFUSE))
+                .add_rule(table, chain, rule().goto(PERMIT));
         }
     }
-    batch.add_rule(table, chain, rule().goto(refuse));
+    batch.add_rule(table, chain, rule().goto(REFUSE));
 }
-
-const TCP: u8 = 6;

@@ -47,6 +47,27 @@ fn an_address_entry_passes_by_the_wire_with_every_protocol_and_nothing_else_does
 }
 
 #[test]
+fn a_flow_that_nobody_answers_is_one_event_however_often_it_is_tried() {
+    lab::run(|lab| async move {
+        let sandbox = lab.allowing(&["10.1.2.3"]).await;
+        sandbox
+            .run(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                for _ in 0..20 {
+                    // Echoed from another port, which belongs to no flow.
+                    socket.send_to(b"x", "10.1.2.3:5000").unwrap();
+                }
+            })
+            .await;
+        // Once more from another port, to know that the others are through.
+        sandbox.datagram("10.1.2.3:9").await.unwrap();
+        let events = lab.events(&sandbox).await;
+        assert_eq!(events.len(), 2, "{events:#?}");
+        assert!(events.iter().all(|event| event.kind == "egress_allowed" && event.count == 1));
+    });
+}
+
+#[test]
 fn what_leaves_has_the_nodes_address() {
     lab::run(|lab| async move {
         let sandbox = lab.allowing(&["10.1.2.3", "2001:db8:9::1"]).await;
