@@ -27,20 +27,21 @@ build: deps ## Build the program (release)
 
 test: deps check unit interop ## Run the whole test suite
 
-check: ## Formatting, lints, layers
+check: deps ## Formatting, lints, layers, generated pages
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo xtask layers
+	cargo build --locked --package bailiwick --package init --package xtask
+	$(DEBUG)/xtask layers
+	$(DEBUG)/xtask gen --check
 
 unit: deps ## Rings 1 and 2: pure tests, and tests in namespaces of their own
 	cargo test --workspace --locked
 
 templates: deps ## Build the base and python templates of the tests
-	cargo build --locked
+	cargo build --locked --package bailiwick --package init --package xtask
 	$(DEBUG)/bailiwick template build --templates-dir $(TEMPLATES) base python
 
 interop: deps templates $(VENV)/.ready ## Ring 3: the built program, driven by the published clients
-	cargo build --locked --package xtask
 	BAILIWICK_XTASK=$(DEBUG)/xtask BAILIWICK_TEST_TEMPLATES=$(TEMPLATES) BAILIWICK_TEST_PATIENCE=$(PATIENCE) \
 		$(VENV)/bin/python -m pytest -q interop/python
 

@@ -12,11 +12,17 @@ ALLOWED = "api.github.com"
 def attempt(what, do, **known):
     try:
         happened, reached = do(), True
-    except urllib.error.URLError as error:
-        happened, reached = str(error.reason), False
     except OSError as error:
-        happened, reached = error.strerror or str(error), False
+        happened, reached = plainly(error), False
     print(json.dumps({"what": what, "happened": happened, "reached": reached, **known}), flush=True)
+
+
+def plainly(error):
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+        error = error.reason
+    if isinstance(error, ssl.SSLError):
+        return "TLS: " + (error.reason or str(error)).lower().replace("_", " ")
+    return error.strerror or str(error)
 
 
 def https(url):

@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask <command>`.
 
 mod demo;
+mod generate;
 mod lab;
 mod layers;
 
@@ -25,6 +26,8 @@ enum Command {
     /// Namespaced laboratories: a small internet with the built daemon in it.
     #[command(subcommand)]
     Lab(lab::LabCommand),
+    /// Write docs/reference from the code, or check it.
+    Gen(generate::GenerateArgs),
     /// Lock a sandbox to one host, try to get out, and show what decided.
     Demo(demo::DemoArgs),
 }
@@ -34,6 +37,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Layers => layers::run(&root),
         Command::Lab(command) => lab::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Gen(args) => generate::run(&root, &args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -40,11 +40,26 @@ pub(crate) enum Command {
     /// Create, list and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Print a page of the reference documentation
+    #[command(hide = true)]
+    Reference {
+        /// Which page
+        page: ReferencePage,
+    },
     /// Print a completion script for a shell
     Completion {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// The generated pages of the reference.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum ReferencePage {
+    /// The command line, as Markdown
+    Cli,
+    /// The REST API, as an OpenAPI 3.1 document
+    Openapi,
 }
 
 /// Options that make a policy.

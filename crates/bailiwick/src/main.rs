@@ -23,7 +23,7 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser};
 use owo_colors::OwoColorize;
 
-use crate::cli::{Cli, Command, PolicyCommand};
+use crate::cli::{Cli, Command, PolicyCommand, ReferencePage};
 
 fn main() -> ExitCode {
     // The spawner is this program, started again before it has threads; users never name it.
@@ -52,11 +52,25 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Gc(args) => gc::run(&cli.data, args),
         Command::Template(command) => template::run(&cli.data, command),
         Command::Keys(command) => block_on(keys::run(&cli.data, command)),
+        Command::Reference { page } => reference(*page),
         Command::Completion { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "bailiwick", &mut std::io::stdout());
             Ok(exit::OK)
         }
     }
+}
+
+/// Prints what `cargo xtask gen` keeps below docs/reference.
+fn reference(page: ReferencePage) -> Result<u8> {
+    let text = match page {
+        ReferencePage::Cli => {
+            let options = clap_markdown::MarkdownOptions::new().show_footer(false).title("Command line".to_owned());
+            clap_markdown::help_markdown_command_custom(&Cli::command(), &options)
+        }
+        ReferencePage::Openapi => server::openapi().to_pretty_json()?,
+    };
+    anstream::println!("{}", text.trim_end());
+    Ok(exit::OK)
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
