@@ -43,7 +43,8 @@ fn generated(page: &str) -> Result<Vec<u8>> {
     #[expect(clippy::disallowed_types, reason = "a developer command that asks the built program")]
     let mut command = std::process::Command::new(testkit::sibling("bailiwick")?);
     // A page must not depend on who generates it.
-    let done = command.args(["reference", page]).env_clear().output().context("running bailiwick reference")?;
+    let done =
+        command.args(["reference", page]).env_clear().output().context("running bailiwick reference")?;
     if !done.status.success() {
         bail!("bailiwick reference {page}: {}", String::from_utf8_lossy(&done.stderr));
     }

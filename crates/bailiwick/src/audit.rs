@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use comfy_table::{ContentArrangement, Table, presets};
-use jiff::{Timestamp, ToSpan};
+use jiff::{SignedDuration, Timestamp};
 use owo_colors::OwoColorize;
 use policy::Decision;
 use store::{EventQuery, EventRecord, Order, Store};
@@ -67,14 +67,15 @@ fn parse_since(text: &str) -> Result<Timestamp> {
         || anyhow!(BadInput(format!("{text:?} is neither an RFC 3339 time nor a span such as 15m or 2h")));
     let (number, unit) = text.split_at(text.len().saturating_sub(1));
     let number: i64 = number.parse().map_err(|_| bad())?;
-    let span = match unit {
-        "s" => number.seconds(),
-        "m" => number.minutes(),
-        "h" => number.hours(),
-        "d" => (number.checked_mul(24).ok_or_else(bad)?).hours(),
+    let unit: i64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
         _ => return Err(bad()),
     };
-    Timestamp::now().checked_sub(span).map_err(|_| bad())
+    let ago = SignedDuration::from_secs(number.checked_mul(unit).ok_or_else(bad)?);
+    Timestamp::now().checked_sub(ago).map_err(|_| bad())
 }
 
 fn print(events: &[EventRecord], json: bool, header: bool) -> Result<()> {

@@ -64,7 +64,8 @@ fn dispatch(cli: &Cli) -> Result<u8> {
 fn reference(page: ReferencePage) -> Result<u8> {
     let text = match page {
         ReferencePage::Cli => {
-            let options = clap_markdown::MarkdownOptions::new().show_footer(false).title("Command line".to_owned());
+            let options =
+                clap_markdown::MarkdownOptions::new().show_footer(false).title("Command line".to_owned());
             clap_markdown::help_markdown_command_custom(&Cli::command(), &options)
         }
         ReferencePage::Openapi => server::openapi().to_pretty_json()?,

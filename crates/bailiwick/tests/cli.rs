@@ -42,10 +42,12 @@ fn run(arguments: &[&str]) -> Output {
 
 #[test]
 fn explain_says_the_verdict_with_its_rule_and_exits_accordingly() {
-    let permitted = bailiwick(&["policy", "explain", "--allow-out", "*.openai.com:443", "api.openai.com:443"]);
+    let permitted =
+        bailiwick(&["policy", "explain", "--allow-out", "*.openai.com:443", "api.openai.com:443"]);
     assert_eq!(permitted.status.code(), Some(0));
     assert!(text(&permitted.stdout).contains("allow_out[0] *.openai.com:443"), "{}", text(&permitted.stdout));
-    let refused = bailiwick(&["policy", "explain", "--allow-out", "*.openai.com:443", "openai.com:443", "--json"]);
+    let refused =
+        bailiwick(&["policy", "explain", "--allow-out", "*.openai.com:443", "openai.com:443", "--json"]);
     assert_eq!(refused.status.code(), Some(3));
     let verdict: serde_json::Value = serde_json::from_slice(&refused.stdout).unwrap();
     assert_eq!((&verdict["decision"], &verdict["reason"]), (&"deny".into(), &"default_deny".into()));
@@ -53,7 +55,8 @@ fn explain_says_the_verdict_with_its_rule_and_exits_accordingly() {
 
 #[test]
 fn explain_names_the_entry_that_is_wrong() {
-    let bad = bailiwick(&["policy", "explain", "--allow-out", "ok.example.com", "--allow-out", "*.com", "x:1"]);
+    let bad =
+        bailiwick(&["policy", "explain", "--allow-out", "ok.example.com", "--allow-out", "*.com", "x:1"]);
     assert_eq!(bad.status.code(), Some(2));
     assert!(text(&bad.stderr).contains("allow_out[1]"), "{}", text(&bad.stderr));
     assert_eq!(bailiwick(&["policy", "explain", "a b:443"]).status.code(), Some(2));
