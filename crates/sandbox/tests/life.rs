@@ -171,7 +171,8 @@ async fn a_paused_sandbox_stands_still_and_goes_on_when_resumed() {
     }
     let lab = Lab::new().await;
     let id = lab.create().await;
-    let count = Exec { command: "while :; do echo >> ~/ticks; sleep 0.01; done".to_owned(), ..Exec::default() };
+    let count =
+        Exec { command: "while :; do echo >> ~/ticks; sleep 0.01; done".to_owned(), ..Exec::default() };
     lab.manager.spawn_background(ACCOUNT, &id, count).await.expect("background");
     let ticks = lab.sandbox_dir(&id).join("fs/upper/home/user/ticks");
     let size = || std::fs::metadata(&ticks).map_or(0, |file| file.len());
@@ -220,7 +221,9 @@ async fn a_sandbox_that_cannot_be_made_leaves_nothing_and_says_why() {
     }
     let lab = Lab::new().await;
     let unknown = Create { template: "no-such".to_owned(), ..request() };
-    assert!(matches!(lab.create_with(unknown).await, Err(SandboxError::UnknownTemplate(name)) if name == "no-such"));
+    assert!(
+        matches!(lab.create_with(unknown).await, Err(SandboxError::UnknownTemplate(name)) if name == "no-such")
+    );
     let unbuilt = Create { template: "tpl-python".to_owned(), ..request() };
     assert!(matches!(lab.create_with(unbuilt).await, Err(SandboxError::TemplateNotReady(_))));
     let policy = policy::PolicySpec { allow_out: vec!["not a host".to_owned()], ..Default::default() };

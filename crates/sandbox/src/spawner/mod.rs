@@ -17,7 +17,7 @@ use rustix::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
     },
-    process::Pid,
+    process::{Pid, WaitOptions},
 };
 use tokio::{
     io::Interest,
@@ -114,6 +114,17 @@ async fn carry_out(program: SpawnerProgram, first: Connection, mut queue: mpsc::
 struct Connection {
     /// A sequence of packets in truth; it is only used through `async_io`.
     socket: UnixStream,
+    spawner: Pid,
+}
+
+impl Drop for Connection {
+    /// The spawner ends when the socket is closed, which is next, and is waited for, so that it is no zombie.
+    fn drop(&mut self) {
+        let spawner = self.spawner;
+        let wait = move || rustix::process::waitpid(Some(spawner), WaitOptions::empty());
+        // Without a thread it stays a zombie until this process ends.
+        let _ = std::thread::Builder::new().name("spawner-wait".to_owned()).spawn(wait);
+    }
 }
 
 impl Connection {
@@ -126,9 +137,9 @@ impl Connection {
         let arguments =
             std::iter::once(&name).chain(&program.arguments).map(|text| CString::new(text.as_str()));
         let arguments: Vec<_> = arguments.collect::<Result<_, _>>().during("start", &program.path)?;
-        sys::spawn::start_program(&program.path, &arguments, theirs.as_fd())
-            .during("start", &program.path)?;
-        Ok(Self { socket: UnixStream::from_std(ours.into()).during("connect to", "the spawner")? })
+        let socket = UnixStream::from_std(ours.into()).during("connect to", "the spawner")?;
+        let started = sys::spawn::start_program(&program.path, &arguments, theirs.as_fd());
+        Ok(Self { socket, spawner: started.during("start", &program.path)? })
     }
 
     async fn exchange(&self, request: &Request, fds: &Fds) -> io::Result<Result<Spawned, Fault>> {

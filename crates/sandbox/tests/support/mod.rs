@@ -4,7 +4,10 @@
 
 use std::{
     fs,
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -16,7 +19,7 @@ use sandbox::{
     Attachment, BoxFuture, Config, Create, DEFAULT_IDS, Exec, Manager, Network, NetworkError, NetworkRequest,
     OnTimeout, Output, SandboxError, SandboxId, cgroup::Limits, spawner::SpawnerProgram,
 };
-use store::{SandboxRecord, Store};
+use store::{SandboxRecord, Store, StoreError};
 use sys::netns::NetNs;
 
 pub const ACCOUNT: &str = "account";
@@ -61,7 +64,23 @@ pub struct Lab {
     pub manager: Manager,
     pub store: Store,
     pub audit: Audit,
-    pub dir: tempfile::TempDir,
+    pub dir: Arc<tempfile::TempDir>,
+    /// Cleared when the sandboxes are to outlive the lab.
+    ends_sandboxes: bool,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.manager.shutdown();
+        let close = async {
+            let _ = self.audit.close().await;
+            self.store.close().await;
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(close));
+        if self.ends_sandboxes {
+            end_all_below(self.dir.path());
+        }
+    }
 }
 
 /// Whether this machine lets the tests make sandboxes; says why not, and fails if that was asked for.
@@ -76,12 +95,24 @@ pub fn possible() -> bool {
 
 impl Lab {
     pub async fn new() -> Self {
-        Self::on(tempfile::tempdir().expect("temporary directory")).await
+        Self::on(Arc::new(tempfile::tempdir().expect("temporary directory"))).await
     }
 
     /// A lab on the directory of an earlier one.
-    pub async fn on(dir: tempfile::TempDir) -> Self {
-        let store = Store::open(&dir.path().join("data")).await.expect("store");
+    pub async fn on(dir: Arc<tempfile::TempDir>) -> Self {
+        let mut store = None;
+        // The tasks of an earlier lab may take a moment to let go of it.
+        eventually("the data directory is free", async || {
+            match Store::open(&dir.path().join("data")).await {
+                Err(StoreError::Locked { .. }) => false,
+                opened => {
+                    store = Some(opened.expect("store"));
+                    true
+                }
+            }
+        })
+        .await;
+        let store = store.expect("opened");
         let audit = Audit::start(store.clone(), AuditConfig::default()).await.expect("audit");
         let manager = Manager::start(config(&dir, store.clone(), audit.clone())).await.expect("manager");
         let templates = manager.templates().clone();
@@ -89,16 +120,13 @@ impl Lab {
             .await
             .expect("task")
             .expect("host template");
-        Self { manager, store, audit, dir }
+        Self { manager, store, audit, dir, ends_sandboxes: true }
     }
 
     /// Lets go of everything as a daemon does that is stopped; gives the directory.
-    pub async fn stop(self) -> tempfile::TempDir {
-        self.manager.shutdown();
-        drop(self.manager);
-        self.audit.close().await.expect("audit");
-        self.store.close().await;
-        self.dir
+    pub fn stop(mut self) -> Arc<tempfile::TempDir> {
+        self.ends_sandboxes = false;
+        Arc::clone(&self.dir)
     }
 
     pub async fn create(&self) -> SandboxId {
@@ -194,6 +222,23 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     while !condition().await {
         assert!(Instant::now() < deadline, "not within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Ends the sandboxes of a lab, whatever state its manager is in, and removes their control groups.
+fn end_all_below(dir: &Path) {
+    let Ok(sandboxes) = fs::metadata(dir.join("data/sandboxes")) else { return };
+    let name = format!("bailiwick-{:x}-{:x}", sandboxes.dev(), sandboxes.ino());
+    for group in groups(Path::new("/sys/fs/cgroup"), &name) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let _ = fs::write(group.join("cgroup.kill"), "1");
+        while group.exists() && Instant::now() < deadline {
+            for below in fs::read_dir(&group).into_iter().flatten().filter_map(Result::ok) {
+                let _ = fs::remove_dir(below.path());
+            }
+            let _ = fs::remove_dir(&group);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
