@@ -85,16 +85,21 @@ impl Attachment {
     pub async fn detach(&self) {
         self.member.stop.cancel();
         self.member.tasks.close();
-        self.member.tasks.wait().await;
-        let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
-        let released = blocking(move || {
-            member.release(&shared);
-            Ok(())
-        });
-        if released.await.is_err() {
+        let (_, retired) = tokio::join!(self.member.tasks.wait(), self.blocking(Member::retire));
+        let released = self.blocking(Member::release).await;
+        if retired.and(released).is_err() {
             // The runtime is shutting down, and with the daemon every wire goes.
             tracing::debug!("a wire was left to the end of the daemon");
         }
+    }
+
+    async fn blocking(&self, work: fn(&Member, &Shared)) -> Result<(), GateError> {
+        let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
+        blocking(move || {
+            work(&member, &shared);
+            Ok(())
+        })
+        .await
     }
 
     /// Starts the tasks that serve the sandbox.

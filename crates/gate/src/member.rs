@@ -64,21 +64,28 @@ impl Member {
         self.wire.lock().is_laid
     }
 
-    /// Removes the wire and gives back its place. The rules stay in the sandbox's namespace: without the sockets of
-    /// the resolver and the proxy, they refuse everything that would go there.
-    pub(crate) fn release(&self, shared: &Shared) {
+    /// Ends everything for good: no policy is put in force any more, and the wire goes. The rules stay in the
+    /// sandbox's namespace: without the sockets of the resolver and the proxy, they refuse everything that would go
+    /// there.
+    pub(crate) fn retire(&self, shared: &Shared) {
         let mut wire = self.wire.lock();
         if !wire.is_detached {
+            wire.is_detached = true;
             self.sandbox.tidy();
         }
-        wire.is_detached = true;
         if wire.is_laid {
             wire.is_laid = false;
             if let Some(slot) = wire.slot {
                 self.disconnect(shared, slot);
             }
         }
-        if let Some(slot) = wire.slot.take() {
+    }
+
+    /// As [`Self::retire`], and gives back the place of the wire: to be called when what the wire's log still has to
+    /// tell has been read.
+    pub(crate) fn release(&self, shared: &Shared) {
+        self.retire(shared);
+        if let Some(slot) = self.wire.lock().slot.take() {
             shared.free_slot(slot);
         }
     }
