@@ -99,7 +99,8 @@ fn measure(settings: &Settings) -> Result<()> {
 impl Settings {
     /// Whether a figure, or any figure of a group, is asked for.
     pub(crate) fn wants(&self, name: &str) -> bool {
-        let below = |name: &str, group: &str| name.strip_prefix(group).is_some_and(|rest| rest.starts_with('.'));
+        let below =
+            |name: &str, group: &str| name.strip_prefix(group).is_some_and(|rest| rest.starts_with('.'));
         self.only.is_empty()
             || self.only.iter().any(|only| only == name || below(name, only) || below(only, name))
     }

@@ -1,0 +1,193 @@
+//! The proxied path against HAProxy, and the address-entry path against a routed veth.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use gate::GATE_V4;
+use netns::NetNs;
+
+use crate::{
+    Settings,
+    child::{self, Child},
+    figure::{Figure, Peer, Target, Unit},
+    gate_node::GateNode,
+    load::{Client, Direction, Load, NAME, Outcome},
+    network::{Network, SERVER},
+    peers::Haproxy,
+    resolver,
+};
+
+/// Measures what is asked for of it.
+pub(crate) fn measure(settings: &Settings) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    if !["relay", "address", "resolver"].iter().any(|group| settings.wants(group)) {
+        return Ok(figures);
+    }
+    let network = Network::build()?;
+    let mut world = Child::start(&network.world, child::own(["world"])?)?;
+    world.hear().context("starting the world's servers")?;
+    let mut gate = GateNode::start(&network)?;
+    if settings.wants("relay") {
+        let _haproxy = Haproxy::start(&network)?;
+        let sandbox = gate.attach(NAME)?;
+        let ours = Side { namespace: &sandbox, resolver: Some(SocketAddr::from((GATE_V4, 53))) };
+        let peer = Side { namespace: &network.proxied.client, resolver: None };
+        for contest in RELAYED {
+            figures.extend(contest.hold(settings, "relay", "HAProxy", &ours, &peer)?);
+        }
+    }
+    if settings.wants("address") {
+        let sandbox = gate.attach(&SERVER.to_string())?;
+        let ours = Side { namespace: &sandbox, resolver: None };
+        let peer = Side { namespace: &network.routed.client, resolver: None };
+        for contest in ADDRESSED {
+            figures.extend(contest.hold(settings, "address", "routed veth", &ours, &peer)?);
+        }
+    }
+    if settings.wants("resolver") {
+        figures.extend(resolver::measure(settings, &network, &mut gate)?);
+    }
+    Ok(figures)
+}
+
+/// The same load on both sides.
+struct Contest {
+    name: &'static str,
+    what: &'static str,
+    kind: Kind,
+    target: Target,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Streams(usize, Direction),
+    Connections(usize),
+    FirstByte,
+}
+
+const RELAYED: &[Contest] = &[
+    Contest {
+        name: "streams8.up",
+        what: "relay with SNI peek, 8 streams up",
+        kind: Kind::Streams(8, Direction::Up),
+        target: Target::AtLeastTimesPeer(1.15),
+    },
+    Contest {
+        name: "streams8.down",
+        what: "relay with SNI peek, 8 streams down",
+        kind: Kind::Streams(8, Direction::Down),
+        target: Target::AtLeastTimesPeer(1.15),
+    },
+    Contest {
+        name: "streams1.up",
+        what: "relay with SNI peek, 1 stream up",
+        kind: Kind::Streams(1, Direction::Up),
+        target: Target::AtLeastTimesPeer(1.05),
+    },
+    Contest {
+        name: "streams1.down",
+        what: "relay with SNI peek, 1 stream down",
+        kind: Kind::Streams(1, Direction::Down),
+        target: Target::AtLeastTimesPeer(1.05),
+    },
+    Contest {
+        name: "connections16",
+        what: "new connections through the proxy, 16 clients",
+        kind: Kind::Connections(16),
+        target: Target::AtLeastTimesPeer(0.95),
+    },
+    Contest {
+        name: "connections64",
+        what: "new connections through the proxy, 64 clients",
+        kind: Kind::Connections(64),
+        target: Target::AtLeastTimesPeer(0.95),
+    },
+    Contest {
+        name: "first-byte",
+        what: "first byte through the proxy, p50",
+        kind: Kind::FirstByte,
+        target: Target::AtMostTimesPeer(1.1),
+    },
+];
+
+const ADDRESSED: &[Contest] = &[
+    Contest {
+        name: "streams8.up",
+        what: "address entry, 8 streams up",
+        kind: Kind::Streams(8, Direction::Up),
+        target: Target::AtLeastTimesPeer(0.95),
+    },
+    Contest {
+        name: "streams8.down",
+        what: "address entry, 8 streams down",
+        kind: Kind::Streams(8, Direction::Down),
+        target: Target::AtLeastTimesPeer(0.95),
+    },
+    Contest {
+        name: "connections16",
+        what: "address entry, new connections, 16 clients",
+        kind: Kind::Connections(16),
+        target: Target::AtLeastTimesPeer(0.95),
+    },
+];
+
+/// Where a load comes from.
+struct Side<'a> {
+    namespace: &'a NetNs,
+    resolver: Option<SocketAddr>,
+}
+
+impl Side<'_> {
+    fn run(&self, kind: Kind, milliseconds: u64) -> Result<Outcome> {
+        let client = Client { resolver: self.resolver, milliseconds };
+        let load = match kind {
+            Kind::Streams(parallel, direction) => Load::Streams { client, parallel, direction },
+            Kind::Connections(parallel) => Load::Connections { client, parallel },
+            Kind::FirstByte => Load::FirstByte { client },
+        };
+        load.run_in(self.namespace)
+    }
+}
+
+impl Contest {
+    /// Round after round, ours and the peer's in turn, so that whatever else the machine does meets both.
+    fn hold(
+        &self,
+        settings: &Settings,
+        group: &str,
+        peer_name: &'static str,
+        ours: &Side<'_>,
+        peer: &Side<'_>,
+    ) -> Result<Option<Figure>> {
+        let name = format!("{group}.{}", self.name);
+        if !settings.wants(&name) {
+            return Ok(None);
+        }
+        let (mut our_values, mut peer_values) = (Vec::new(), Vec::new());
+        for round in 0..settings.rounds() {
+            // Who begins changes: the second may profit from what the first has warmed.
+            let order = if round % 2 == 0 { [true, false] } else { [false, true] };
+            for is_ours in order {
+                let (side, values) = if is_ours { (ours, &mut our_values) } else { (peer, &mut peer_values) };
+                let outcome = side.run(self.kind, settings.milliseconds()).with_context(|| name.clone())?;
+                if outcome.failed > 0 {
+                    let who = if is_ours { "ours" } else { peer_name };
+                    anstream::eprintln!("{name}: {who}: {} attempts failed", outcome.failed);
+                }
+                values.push(outcome.value);
+            }
+        }
+        Ok(Some(Figure {
+            name,
+            what: self.what.to_owned(),
+            unit: match self.kind {
+                Kind::Streams(..) => Unit::GigabitsPerSecond,
+                Kind::Connections(_) => Unit::PerSecond,
+                Kind::FirstByte => Unit::Microseconds,
+            },
+            ours: our_values,
+            peer: Some(Peer { name: peer_name, values: peer_values }),
+            target: self.target,
+        }))
+    }
+}

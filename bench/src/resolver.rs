@@ -1,0 +1,59 @@
+//! What it costs that a name is bound before the answer is sent, against a resolver that only answers.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use gate::GATE_V4;
+use netns::NetNs;
+
+use crate::{
+    Settings,
+    figure::{Figure, Peer, Target, Unit},
+    gate_node::GateNode,
+    load::{Load, NAME},
+    network::{Network, ROUTER},
+    peers::Unbound,
+};
+
+/// How many names a round has; all rounds together stay below what one sandbox may have bound.
+const NAMES: u16 = 90;
+/// The most rounds that leaves room for.
+const MAX_ROUNDS: usize = 10;
+
+/// Measures it.
+pub(crate) fn measure(settings: &Settings, network: &Network, gate: &mut GateNode) -> Result<Vec<Figure>> {
+    let _unbound = Unbound::start(network)?;
+    let entry = format!("*.{NAME}");
+    // The first sandbox only fills the cache of the node, which all of them share.
+    let (first, sandbox) = (gate.attach(&entry)?, gate.attach(&entry)?);
+    let ours = SocketAddr::from((GATE_V4, 53));
+    let peers = SocketAddr::from((ROUTER, 53));
+    let (mut fresh, mut bound, mut unbound) = (Vec::new(), Vec::new(), Vec::new());
+    for (round, begin) in (0..settings.rounds().min(MAX_ROUNDS)).zip((1..).step_by(usize::from(NAMES))) {
+        let ask = |namespace: &NetNs, server| -> Result<f64> {
+            Ok(Load::Queries { server, first: begin, count: NAMES }.run_in(namespace)?.value)
+        };
+        ask(&first, ours)?;
+        ask(&network.proxied.client, peers)?;
+        if round % 2 == 0 {
+            fresh.push(ask(&sandbox, ours)?);
+            unbound.push(ask(&network.proxied.client, peers)?);
+        } else {
+            unbound.push(ask(&network.proxied.client, peers)?);
+            fresh.push(ask(&sandbox, ours)?);
+        }
+        bound.push(ask(&sandbox, ours)?);
+    }
+    let figure = |name: &str, what: &str, ours, target| Figure {
+        name: format!("resolver.{name}"),
+        what: what.to_owned(),
+        unit: Unit::Microseconds,
+        ours,
+        peer: Some(Peer { name: "Unbound, cached", values: unbound.clone() }),
+        target,
+    };
+    Ok(vec![
+        figure("bind", "cached answer, bound before the reply, p50", fresh, Target::AtMostOverPeer(200.0)),
+        figure("bound", "cached answer, bound already, p50", bound, Target::None),
+    ])
+}
