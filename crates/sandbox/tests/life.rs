@@ -266,8 +266,8 @@ async fn sandboxes_are_listed_by_state_and_metadata() {
         let (listed, _) = lab.manager.list(ACCOUNT, filter).await.expect("list");
         listed.into_iter().map(|record| record.id).collect::<Vec<_>>()
     };
-    assert_eq!(ids(&[], BTreeMap::new()).await, [one.id.clone()]);
-    assert_eq!(ids(&[State::Killed], BTreeMap::new()).await, [two.id.clone()]);
+    assert_eq!(ids(&[], BTreeMap::new()).await, std::slice::from_ref(&one.id));
+    assert_eq!(ids(&[State::Killed], BTreeMap::new()).await, std::slice::from_ref(&two.id));
     let tag = [("tag".to_owned(), "two".to_owned())];
     assert_eq!(ids(&[State::Running, State::Killed], tag.into()).await, [two.id]);
     assert_eq!(one.spec, serde_json::json!({ "as": "given" }));
