@@ -122,10 +122,10 @@ impl Attachment {
             self.spawn("the resolver", dns::serve_tcp(listener, zone, config.upstream.clone(), stop));
         }
         for listener in proxy {
-            let listener = tokio::net::TcpListener::from_std(listener).map_err(GateError::Watch)?;
             let (egress, stop) = (Arc::clone(sandbox), self.member.stop.clone());
-            let flows = Arc::clone(&sandbox.flows);
-            self.spawn("the proxy", proxy::serve(listener, egress, flows, config.limits, stop));
+            let (flows, limits) = (Arc::clone(&sandbox.flows), config.limits);
+            let workers = self.shared.workers.clone();
+            self.spawn("the proxy", async move { workers.serve(listener, egress, flows, limits, stop).await });
         }
         Ok(())
     }

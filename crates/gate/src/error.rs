@@ -32,6 +32,9 @@ pub enum GateError {
     /// A socket could not be given to the runtime.
     #[error("cannot watch a socket")]
     Watch(#[source] io::Error),
+    /// The threads of the proxies do not start.
+    #[error("cannot start the threads of the proxies")]
+    Workers(#[source] io::Error),
     /// Every wire of this daemon is in use.
     #[error("no wire is free: the daemon has as many wired sandboxes as it can")]
     NoFreeWire,

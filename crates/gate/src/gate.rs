@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
+    num::NonZeroUsize,
     os::fd::OwnedFd,
     sync::{Arc, Weak},
     time::Duration,
@@ -15,7 +16,7 @@ use netns::{Monitor, NetNs};
 use nft::Received;
 use parking_lot::Mutex;
 use policy::{Floor, InForce, Policy};
-use proxy::Limits;
+use proxy::{Limits, Workers};
 use tokio::{io::unix::AsyncFd, runtime::Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -88,6 +89,7 @@ impl Gate {
         // Watching begins before the first reading, so that no change is missed between the two.
         let monitor = watched(Monitor::open().map_err(machine)?)?;
         let node = Arc::new(ArcSwap::from_pointee(Node::read(&config.protected)?));
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             config,
@@ -96,6 +98,7 @@ impl Gate {
             wired: Mutex::default(),
             members: Mutex::default(),
             runtime: Handle::current(),
+            workers: Workers::start(cores).map_err(GateError::Workers)?,
             stop: stop.clone(),
         });
         tokio::spawn(watch(Arc::downgrade(&shared), monitor, stop.clone()));
@@ -176,6 +179,8 @@ pub(crate) struct Shared {
     wired: Mutex<HashMap<Slot, Weak<Sandbox>>>,
     members: Mutex<Vec<Weak<Member>>>,
     pub(crate) runtime: Handle,
+    /// The threads of all proxies.
+    pub(crate) workers: Workers,
     stop: CancellationToken,
 }
 
