@@ -12,7 +12,7 @@ use policy::{HostName, InForce, NameSource, Reason};
 use tokio::{io::AsyncWriteExt, time::Instant};
 
 use crate::{
-    Egress, Limits,
+    Egress, Hold, Limits,
     decision::{self, Permit, Refusal},
     dial::{Dialled, dial},
     flows::{Entry, Ongoing, Registration},
@@ -29,6 +29,8 @@ pub(crate) struct Connection<E: Egress> {
     pub(crate) registration: Registration,
     /// Where the client meant to go.
     pub(crate) destination: SocketAddr,
+    /// Keeps the binding of the destination: with it the client's own packets would lose their way.
+    pub(crate) _hold: Hold,
     pub(crate) limits: Limits,
 }
 
@@ -36,6 +38,8 @@ pub(crate) struct Connection<E: Egress> {
 pub(crate) enum Claim {
     /// It names its host.
     Name { name: HostName, source: NameSource, ech: bool },
+    /// It names its host by the address it connected to.
+    Address,
     /// It names nothing.
     Nothing,
 }
@@ -206,6 +210,9 @@ impl<E: Egress> Connection<E> {
 
     async fn judge(&self, in_force: &InForce, claim: &Claim) -> Result<Permit, Refusal> {
         match claim {
+            // Other names may share the address of a permitted one, so it does not stand for that.
+            Claim::Address => decision::by_binding(&*self.egress, in_force, self.destination)
+                .and_then(|_| decision::by_address(in_force, self.destination)),
             Claim::Nothing => match decision::by_entry(in_force, self.destination) {
                 Some(permit) => Ok(permit),
                 None => decision::by_binding(&*self.egress, in_force, self.destination),

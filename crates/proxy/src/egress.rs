@@ -32,11 +32,11 @@ pub trait Egress: Send + Sync + 'static {
 pub struct EventId(pub u64);
 
 /// Keeps a binding alive as long as it exists.
-pub struct Hold(#[expect(dead_code, reason = "only its drop matters")] Option<Box<dyn Any + Send>>);
+pub struct Hold(#[expect(dead_code, reason = "only its drop matters")] Option<Box<dyn Any + Send + Sync>>);
 
 impl Hold {
     /// A hold that ends by dropping `guard`.
-    pub fn new(guard: impl Any + Send) -> Self {
+    pub fn new(guard: impl Any + Send + Sync) -> Self {
         Self(Some(Box::new(guard)))
     }
 

@@ -84,7 +84,7 @@ impl Host {
     fn claim(&self) -> Claim {
         match self {
             Self::Name(name) => Claim::Name { name: name.clone(), source: NameSource::Host, ech: false },
-            Self::Address => Claim::Nothing,
+            Self::Address => Claim::Address,
         }
     }
 

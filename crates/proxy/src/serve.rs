@@ -100,7 +100,8 @@ fn admit<E: Egress>(
         return;
     };
     let entry = registration.entry().clone();
-    let connection = Connection { egress: egress.clone(), registration, destination, limits };
+    let hold = egress.hold(destination.ip());
+    let connection = Connection { egress: egress.clone(), registration, destination, _hold: hold, limits };
     let task = tokio::spawn(connection.run(client));
     entry.set_abort(task.abort_handle());
 }

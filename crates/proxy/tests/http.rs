@@ -197,6 +197,11 @@ fn what_does_not_name_one_permitted_host_plainly_is_refused_with_its_reason() {
         let mut client = lab.connect(GOOD, 80).await;
         write(&mut client, b"GET / HTTP/1.1\r\nHost: 93.184.216.34\r\n\r\n").await;
         assert_eq!(read_refusal(&mut client).await["reason"], "not_bound");
+        // Nor is it where it is bound to a permitted name: another name may share it.
+        lab.egress.bind(GOOD, "good.test");
+        let mut client = lab.connect(GOOD, 80).await;
+        write(&mut client, b"GET / HTTP/1.1\r\nHost: 93.184.216.34\r\n\r\n").await;
+        assert_eq!(read_refusal(&mut client).await["reason"], "default_deny");
         answered(&lab, &server).await;
     });
 }

@@ -505,3 +505,21 @@ fn while_policies_come_and_go_no_flow_outlives_the_one_that_permitted_it() {
         assert!(lab.events().iter().any(|event| event.kind == EventKind::EgressRevoked));
     });
 }
+
+#[test]
+fn the_destination_is_held_from_the_accepted_connections_beginning_to_its_end() {
+    lab(|lab| async move {
+        lab.permit_good();
+        lab.proxy(443);
+        let client = lab.connect(GOOD, 443).await;
+        let accepted = async {
+            while lab.egress.held.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(support::DEADLINE, accepted).await.expect("held before it has said anything");
+        drop(client);
+        lab.wait_idle().await;
+        assert_eq!(lab.egress.held.load(Ordering::SeqCst), 0);
+    });
+}

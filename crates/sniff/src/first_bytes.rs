@@ -29,6 +29,8 @@ pub fn classify(first: &[u8]) -> FirstBytes {
             Some(_) => FirstBytes::Unknown,
         },
         [length, ..] if length & 0x80 != 0 => classify_ssl2(first),
+        [CHANGE_CIPHER_SPEC, ..] => classify_record(first, &[1], &[1]),
+        [ALERT, ..] => classify_record(first, &[2], &[1, 2]),
         _ => classify_text(first),
     }
 }
@@ -44,6 +46,8 @@ const MAX_METHOD: usize = 32;
 /// How far the end of a line with another method is looked for, in bytes.
 const MAX_LINE: usize = 8 * 1024;
 const CLIENT_HELLO: u8 = 1;
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
 
 /// A length with its high bit set, the message type, a version.
 fn classify_ssl2(first: &[u8]) -> FirstBytes {
@@ -54,9 +58,21 @@ fn classify_ssl2(first: &[u8]) -> FirstBytes {
     }
 }
 
+/// A TLS record that no client begins with, but that some servers skip before a ClientHello: for the reader, which
+/// refuses it. Told by its length and the first byte of its content, so that no other protocol is taken for it.
+fn classify_record(first: &[u8], length: &[u8; 1], content: &[u8]) -> FirstBytes {
+    let expected: [&[u8]; 6] = [&[CHANGE_CIPHER_SPEC, ALERT], &[3], &[0, 1, 2, 3, 4], &[0], length, content];
+    match first.iter().zip(expected).all(|(byte, expected)| expected.contains(byte)) {
+        true if first.len() >= expected.len() => FirstBytes::Tls,
+        true => FirstBytes::NeedMore,
+        false => FirstBytes::Unknown,
+    }
+}
+
 fn classify_text(first: &[u8]) -> FirstBytes {
-    // Servers skip empty lines before a request (RFC 9112 section 2.2).
-    let start = first.iter().take(MAX_LINE).position(|byte| !matches!(byte, b'\r' | b'\n'));
+    // Servers skip empty lines before a request (RFC 9112 section 2.2), and some of them blanks.
+    let is_skipped = |byte: u8| matches!(byte, b'\r' | b'\n') || is_blank(byte);
+    let start = first.iter().take(MAX_LINE).position(|byte| !is_skipped(*byte));
     let Some(text) = start.and_then(|start| first.get(start..)) else {
         return if first.len() < MAX_LINE { FirstBytes::NeedMore } else { FirstBytes::Http1 };
     };
@@ -70,7 +86,7 @@ fn classify_text(first: &[u8]) -> FirstBytes {
     let Some((method, after)) = end.and_then(|end| text.split_at_checked(end)) else {
         return if text.len() > MAX_METHOD { FirstBytes::Unknown } else { FirstBytes::NeedMore };
     };
-    if method.is_empty() || !after.starts_with(b" ") {
+    if method.is_empty() || !after.first().is_some_and(|byte| is_blank(*byte)) {
         return FirstBytes::Unknown;
     }
     if METHODS.contains(&method) {
@@ -85,12 +101,21 @@ fn classify_line(text: &[u8]) -> FirstBytes {
     match head.iter().position(|byte| *byte == b'\n') {
         Some(end) => {
             let line = head.get(..end).unwrap_or(head);
-            let names_http = line.windows(6).any(|window| window.eq_ignore_ascii_case(b" HTTP/"));
+            let names_http = line.windows(6).any(|window| {
+                window
+                    .split_first()
+                    .is_some_and(|(blank, word)| is_blank(*blank) && word.eq_ignore_ascii_case(b"HTTP/"))
+            });
             if names_http { FirstBytes::Http1 } else { FirstBytes::Unknown }
         }
         None if text.len() > MAX_LINE => FirstBytes::Http1,
         None => FirstBytes::NeedMore,
     }
+}
+
+/// What lenient servers take for the blank between the words of a request line (RFC 9112 section 3).
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | 0x0b | 0x0c)
 }
 
 /// RFC 9110 section 5.6.2.
@@ -132,8 +157,17 @@ mod tests {
             (b"SET key value\r\n", Unknown),
             (&[0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f], Unknown),
             (&[5, 1, 0], Unknown),
-            (b" GET / HTTP/1.1\r\n", Unknown),
-            (b"GET\t/ HTTP/1.1\r\n", Unknown),
+            (b" GET / HTTP/1.1\r\n", Http1),
+            (b"GET\t/ HTTP/1.1\r\n", Http1),
+            (b"\t frob /\x0bhttp/1.1\r\n", Http1),
+            (b" SET key value\r\n", Unknown),
+            (b" \t", NeedMore),
+            (&[20], NeedMore),
+            (&[20, 3, 1, 0, 1, 1], Tls),
+            (&[21, 3, 0, 0, 2, 1], Tls),
+            (&[21, 3, 3, 0, 2], NeedMore),
+            (&[20, 3, 0, 0, 7, 0], Unknown),
+            (&[21, 3, 3, 0, 2, 90], Unknown),
         ];
         for (bytes, expected) in cases {
             assert_eq!(classify(bytes), *expected, "{:?}", String::from_utf8_lossy(bytes));
