@@ -125,7 +125,10 @@ impl Attachment {
             let (egress, stop) = (Arc::clone(sandbox), self.member.stop.clone());
             let (flows, limits) = (Arc::clone(&sandbox.flows), config.limits);
             let workers = self.shared.workers.clone();
-            self.spawn("the proxy", async move { workers.serve(listener, egress, flows, limits, stop).await });
+            self.spawn(
+                "the proxy",
+                async move { workers.serve(listener, egress, flows, limits, stop).await },
+            );
         }
         Ok(())
     }

@@ -3,11 +3,12 @@
 //! The whole table is replaced in one transaction whenever a policy is put in force: packets see all of the old
 //! one or all of the new one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nft::{
-    Batch, Chain, ChainType, Field, Hook, Log, Policy, Set, Table, Unreachable, V4, V6, priority, rule,
+    AddressRange, Batch, Chain, ChainType, Field, Hook, Log, Policy, Set, Table, Unreachable, V4, V6,
+    priority, rule,
 };
 use policy::{KernelDefault, KernelView};
 
@@ -72,6 +73,9 @@ impl Ruleset<'_> {
             .add_chain(&table, &hook("prerouting", ChainType::Filter, Hook::Prerouting, priority::MANGLE))
             .add_chain(&table, &hook("input", ChainType::Filter, Hook::Input, priority::FILTER))
             .add_chain(&table, &hook("postrouting", ChainType::Filter, Hook::Postrouting, priority::FILTER))
+            // An address that does not leave this namespace: the uplink would drop it, and nobody would be told.
+            .add_rule(&table, "permit", V4::rule().oifname(WIRE).saddr(SANDBOX_V4).goto("refuse"))
+            .add_rule(&table, "permit", V6::rule().oifname(WIRE).saddr(SANDBOX_V6).goto("refuse"))
             .add_rule(&table, "permit", rule().accept())
             .add_rule(&table, "divert", rule().set_mark(DIVERT_MARK).accept());
         refuse(&mut batch, &table);
@@ -122,6 +126,7 @@ impl Ruleset<'_> {
             V6::rule().oifname("lo").daddr_in("own6").accept(),
         );
         self.quiet(batch, table);
+        nobody_in_particular(batch, table, chain);
         batch
             .add_rule(table, chain, rule().udp().dport(DNS_PORT).goto("divert"))
             .add_rule(table, chain, V4::rule().tcp().daddr(GATE_V4).dport(DNS_PORT).goto("divert"))
@@ -208,6 +213,16 @@ pub(crate) fn add_bound(batch: &mut Batch, address: IpAddr, ports: &PortSet) {
 /// Takes away what [`add_bound`] added; all of it has to be there.
 pub(crate) fn del_bound(batch: &mut Batch, address: IpAddr, ports: &PortSet) {
     change_bound(batch, address, ports, false);
+}
+
+/// Multicast and broadcast: nobody can answer from such an address, so not even DNS goes there.
+fn nobody_in_particular(batch: &mut Batch, table: &Table, chain: &str) {
+    let v4 = AddressRange::new(Ipv4Addr::new(224, 0, 0, 0), Ipv4Addr::new(239, 255, 255, 255));
+    let v6 = AddressRange::new(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), Ipv6Addr::from(u128::MAX));
+    batch
+        .add_rule(table, chain, V4::rule().daddr_within(v4).goto("refuse"))
+        .add_rule(table, chain, V4::rule().daddr(Ipv4Addr::BROADCAST).goto("refuse"))
+        .add_rule(table, chain, V6::rule().daddr_within(v6).goto("refuse"));
 }
 
 const UDP: u8 = 17;

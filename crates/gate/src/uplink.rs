@@ -5,7 +5,7 @@
 //! tied to the daemon translates and fences it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{HashMap, VecDeque},
     os::fd::AsFd,
     time::Duration,
 };
@@ -250,25 +250,25 @@ pub(crate) fn enable_forwarding(ipv6: bool) -> Result<(), netns::Error> {
     sysctl::set("ipv6/conf/all/forwarding", "1")
 }
 
-/// Slots given back are used again, the lowest first.
+/// Slots that were never used come first, and then those that were given back the longest ago: connection tracking
+/// still knows the flows of a wire that is gone, and their late replies must not reach a sandbox with its address.
 #[derive(Default)]
 struct FreeSlots {
     next: u32,
-    returned: BTreeSet<u32>,
+    returned: VecDeque<u32>,
 }
 
 impl FreeSlots {
     fn take(&mut self) -> Option<Slot> {
-        if let Some(number) = self.returned.pop_first() {
-            return Slot::new(number);
+        if let Some(slot) = Slot::new(self.next) {
+            self.next += 1;
+            return Some(slot);
         }
-        let slot = Slot::new(self.next)?;
-        self.next += 1;
-        Some(slot)
+        Slot::new(self.returned.pop_front()?)
     }
 
     fn put(&mut self, slot: Slot) {
-        self.returned.insert(slot.number());
+        self.returned.push_back(slot.number());
     }
 }
 
@@ -282,14 +282,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_used_again_and_run_out() {
+    fn slots_are_used_again_only_when_there_is_no_fresh_one_and_then_the_oldest_first() {
         let mut free = FreeSlots::default();
         let (a, b) = (free.take().unwrap(), free.take().unwrap());
         assert_ne!(a, b);
+        free.put(b);
         free.put(a);
-        assert_eq!(free.take(), Some(a));
+        assert!(![a, b].contains(&free.take().unwrap()));
         free.next = Slot::COUNT;
-        assert_eq!(free.take(), None);
+        assert_eq!([free.take(), free.take(), free.take()], [Some(b), Some(a), None]);
     }
 
     #[test]
