@@ -83,6 +83,10 @@ class Lab:
         """The DNS queries that reached the world's authority and contain `needle`."""
         return [line for line in self._lines(self.queries) if needle in line["name"]]
 
+    def queries_for(self, name: str) -> list[dict]:
+        """The DNS queries for exactly this name that reached the world's authority."""
+        return [line for line in self._lines(self.queries) if line["name"] == name]
+
 
 class Process:
     """`xtask lab up`, and what can be done to it."""

@@ -56,6 +56,7 @@ def test_a_domain_allowlist_is_in_force_and_in_the_info(lab):
 
 
 def test_refusals_happen_in_the_kernel_and_the_listed_host_is_reached(lab):
+    asked = len(lab.asked("evil.com"))
     has(
         run("l4_enforcement"),
         r"l4_evil_com: BLOCKED: ConnectionRefusedError: .*",
@@ -63,7 +64,7 @@ def test_refusals_happen_in_the_kernel_and_the_listed_host_is_reached(lab):
         r"l7_evil_com: BLOCKED: URLError: .*",
         r"l4_allowed_openai: REACH",
     )
-    assert not lab.asked("evil.com")
+    assert len(lab.asked("evil.com")) == asked
 
 
 def test_a_blackout_lets_no_secret_out(lab):
