@@ -12,9 +12,13 @@ RELEASE := $(CURDIR)/$(TARGET)/release
 TEMPLATES ?= $(CURDIR)/target/templates
 # Virtual environment of the Python client.
 VENV := $(CURDIR)/target/venv
+# Seconds that a test waits for what should happen at once.
 PATIENCE ?= 20
 
-.PHONY: help demo build test check unit interop bench templates deps clean
+PYTEST = BAILIWICK_XTASK=$(DEBUG)/xtask BAILIWICK_TEST_TEMPLATES=$(TEMPLATES) BAILIWICK_TEST_PATIENCE=$(PATIENCE) \
+	$(VENV)/bin/python -m pytest -q
+
+.PHONY: help demo build test check unit interop attacks bench templates deps clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +29,7 @@ demo: deps build ## Lock a sandbox to one host and watch what happens to everyth
 build: deps ## Build the program (release)
 	cargo build --release
 
-test: deps check unit interop ## Run the whole test suite
+test: deps check unit interop attacks ## Run the whole test suite
 
 check: deps ## Formatting, lints, layers, generated pages
 	cargo fmt --all --check
@@ -42,8 +46,10 @@ templates: deps ## Build the base and python templates of the tests
 	$(DEBUG)/bailiwick template build --templates-dir $(TEMPLATES) base python
 
 interop: deps templates $(VENV)/.ready ## Ring 3: the built program, driven by the published clients
-	BAILIWICK_XTASK=$(DEBUG)/xtask BAILIWICK_TEST_TEMPLATES=$(TEMPLATES) BAILIWICK_TEST_PATIENCE=$(PATIENCE) \
-		$(VENV)/bin/python -m pytest -q interop/python
+	$(PYTEST) interop/python
+
+attacks: deps templates $(VENV)/.ready ## Ring 3: the attack corpus, against the built program
+	$(PYTEST) attacks
 
 $(VENV)/.ready: interop/python/requirements.txt
 	python3 -m venv $(VENV)
