@@ -116,9 +116,12 @@ async fn datagrams(socket: UdpSocket, log: Log) -> io::Result<()> {
             "port": destination.port(), "source": source.to_string(), "data": String::from_utf8_lossy(data),
         }));
         // Echoed, so that a permitted datagram can be seen to come and go; from where it went to, port included.
-        let answered = sys::net::bind_transparent_udp(destination, 0).and_then(|from| from.send_to(data, source));
+        let answered =
+            sys::net::bind_transparent_udp(destination, 0).and_then(|from| from.send_to(data, source));
         if let Err(error) = answered {
-            log.line(&serde_json::json!({ "kind": "no echo", "protocol": "udp", "error": error.to_string() }));
+            log.line(
+                &serde_json::json!({ "kind": "no echo", "protocol": "udp", "error": error.to_string() }),
+            );
         }
     }
 }
