@@ -1,7 +1,7 @@
 //! Measures how long a sandbox takes from the request to the first byte a command writes, and to its end.
 //!
-//! `cargo run --release -p sandbox --example first_byte -- <init> <spawner> [count] [allow entry]`. Everything is in a
-//! temporary directory below the current one. Nothing is looked up or connected to.
+//! `cargo run --release -p sandbox --example first_byte -- <init> <spawner> [count] [shells] [allow entry]`. Everything is in
+//! a temporary directory below the current one; `shells` are kept ready. Nothing is looked up or connected to.
 
 #![expect(clippy::print_stdout, reason = "a measurement says what it measured")]
 
@@ -30,6 +30,7 @@ async fn main() -> anyhow::Result<()> {
     let init = PathBuf::from(arguments.next().context("the path of init")?);
     let spawner = PathBuf::from(arguments.next().context("the path of the spawner")?);
     let count = arguments.next().map_or(Ok(50), |count| count.parse())?;
+    let shells = arguments.next().map_or(Ok(0), |shells| shells.parse())?;
     let allow = arguments.next();
 
     let dir = tempfile::tempdir_in(".")?;
@@ -53,6 +54,9 @@ async fn main() -> anyhow::Result<()> {
     let templates = manager.templates().clone();
     tokio::task::spawn_blocking(move || templates.ensure_host()).await??;
 
+    if shells > 0 {
+        manager.keep_ready(shells);
+    }
     let mut times: [Vec<Duration>; 3] = Default::default();
     for _ in 0..count {
         for (times, time) in times.iter_mut().zip(one(&manager, allow.clone()).await?) {

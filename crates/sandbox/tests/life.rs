@@ -2,9 +2,16 @@
 
 mod support;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use sandbox::{Create, Exec, Filter, OnTimeout, SandboxError, SandboxId, State, spawner::BindMount};
+use sandbox::{
+    Create, Exec, Filter, OnTimeout, SandboxError, SandboxId, State, cgroup::Limits, spawner::BindMount,
+};
 use support::{ACCOUNT, Lab, eventually, possible, request, traces};
 
 fn sleep() -> Exec {
@@ -301,4 +308,45 @@ async fn many_sandboxes_at_once_share_nothing_and_leave_nothing() {
         assert_eq!(traces(lab.dir.path(), id), Vec::<String>::new());
     }
     assert!(lab.manager.gc().await.expect("gc").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shells_kept_ready_become_sandboxes_and_are_gone_with_the_manager() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let shells = || shells(&lab);
+    lab.manager.keep_ready(2);
+    eventually("two are ready", async || shells().len() == 2).await;
+    assert!(lab.manager.gc().await.expect("gc").is_empty(), "they are no remains");
+    let ready = shells();
+    let limits = Limits { processes: 77, ..Limits::default() };
+    let limited = Create { limits: Some(limits), ..request() };
+    let id: SandboxId = lab.create_with(limited).await.expect("sandbox").id.parse().expect("id");
+    assert!(ready.contains(&id.to_string()));
+    assert_eq!(lab.run(&id, "hostname; echo $GREETING").await, format!("{id}\nhello"));
+    let record = lab.manager.get(ACCOUNT, &id).await.expect("record");
+    let limit = |group: &serde_json::Value| {
+        std::fs::read_to_string(Path::new(group["path"].as_str()?).join("pids.max")).ok()
+    };
+    let groups = record.host["cgroups"]["groups"].as_array().expect("groups");
+    assert_eq!(groups.iter().find_map(limit).as_deref(), Some("77\n"));
+    assert!(lab.manager.kill(ACCOUNT, &id).await.expect("kill"));
+    assert_eq!(traces(lab.dir.path(), &id), Vec::<String>::new());
+    eventually("another one is ready", async || shells().len() == 2).await;
+    lab.manager.shutdown();
+    eventually("none is left", async || shells().is_empty()).await;
+}
+
+/// The names of control groups of this lab without a sandbox's directory.
+fn shells(lab: &Lab) -> Vec<String> {
+    let sandboxes = std::fs::metadata(lab.dir.path().join("data/sandboxes")).expect("directory");
+    let name = format!("bailiwick-{:x}-{:x}", sandboxes.dev(), sandboxes.ino());
+    let groups = support::groups(Path::new("/sys/fs/cgroup"), &name);
+    let below = groups.iter().flat_map(|group| std::fs::read_dir(group).into_iter().flatten());
+    let directories = below.filter_map(Result::ok).filter(|entry| entry.path().is_dir());
+    let names: BTreeSet<_> =
+        directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.into_iter().filter(|name| !lab.dir.path().join("data/sandboxes").join(name).exists()).collect()
 }

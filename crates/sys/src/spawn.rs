@@ -25,6 +25,9 @@ pub struct Child {
 /// Forks a child into `namespaces` and, when given, into the version 2 control group `cgroup`; `body` runs in the
 /// child and must end it. A panic or a return of `body` ends the child with status 125.
 ///
+/// Of this process's descriptors the child has 0, 1, 2 and `keep`; using another one fails with `EBADF`. So a child
+/// that lives long does not keep open what its parent closes.
+///
 /// The child has a copy of this process's memory, so this is for a small process.
 ///
 /// # Errors
@@ -32,6 +35,7 @@ pub struct Child {
 pub fn fork_into(
     namespaces: ThreadNameSpaceType,
     cgroup: Option<BorrowedFd<'_>>,
+    keep: &[BorrowedFd<'_>],
     body: impl FnOnce() -> Infallible,
 ) -> io::Result<Child> {
     if thread_count()? != 1 {
@@ -57,7 +61,9 @@ pub fn fork_into(
     match result {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            let _ = catch_unwind(AssertUnwindSafe(body));
+            if close_others(keep).is_ok() {
+                let _ = catch_unwind(AssertUnwindSafe(body));
+            }
             exit(CHILD_FAILED)
         }
         pid => {
@@ -250,6 +256,25 @@ struct CloneArguments {
     cgroup: u64,
 }
 
+/// Closes every descriptor from 3 on that is not in `keep`.
+fn close_others(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<_> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).filter(|fd| *fd > 2).collect();
+    kept.sort_unstable();
+    let mut first: libc::c_uint = 3;
+    for end in kept.into_iter().chain([libc::c_uint::MAX]) {
+        if first < end {
+            // SAFETY: the caller is a forked child that only uses the descriptors it keeps and never returns to
+            // code of its parent's, so nothing that owns one of these here is used or dropped again.
+            let closed = unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) };
+            if closed != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        first = end.saturating_add(1);
+    }
+    Ok(())
+}
+
 fn thread_count() -> io::Result<usize> {
     // The link count of the task directory is two more than the number of threads: one call, no listing.
     let tasks = rustix::fs::stat("/proc/self/task")?;
@@ -282,7 +307,8 @@ mod tests {
     #[test]
     fn a_process_with_threads_does_not_fork() {
         // The test harness has at least this thread and the main one.
-        let refused = fork_into(ThreadNameSpaceType::empty(), None, || exit(0)).expect_err("threads exist");
+        let refused =
+            fork_into(ThreadNameSpaceType::empty(), None, &[], || exit(0)).expect_err("threads exist");
         assert_eq!(refused.raw_os_error(), Some(libc::EBUSY));
     }
 

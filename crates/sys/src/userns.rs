@@ -31,7 +31,7 @@ pub struct IdRange {
 /// # Errors
 /// As [`fork_into`]; `EPERM` without the right to map the range; `ENOSPC` at the machine's limit of namespaces.
 pub fn create(range: IdRange) -> io::Result<OwnedFd> {
-    let child = fork_into(ThreadNameSpaceType::USER, None, wait_for_ever)?;
+    let child = fork_into(ThreadNameSpaceType::USER, None, &[], wait_for_ever)?;
     let opened = map_and_open(child.pid.as_raw_nonzero().get(), range);
     let killed = pidfd_send_signal(&child.pidfd, Signal::KILL);
     // The namespace must not be handed out while a process with all rights over it still lives.

@@ -97,19 +97,27 @@ impl Hierarchies {
         detect::parents(name).map(|parents| Self { parents })
     }
 
-    /// Makes the groups of a sandbox, with limits and no processes.
+    /// The groups that a sandbox has or is going to have.
+    pub(crate) fn groups_of(&self, id: &str) -> Cgroups {
+        let groups = self.parents.iter().map(|parent| Group {
+            path: parent.path.join(id),
+            version: parent.version,
+            controls: parent.controls.clone(),
+        });
+        Cgroups { groups: groups.collect() }
+    }
+
+    /// Makes the groups of a sandbox, unless they exist, and sets its limits.
     pub(crate) fn create(&self, id: &str, limits: &Limits) -> Result<Cgroups, Fault> {
-        let mut made = Cgroups::default();
-        for parent in &self.parents {
-            let path = parent.path.join(id);
-            let result = make_directory(&path).and_then(|()| parent.limit(&path, limits));
-            made.groups.push(Group { path, version: parent.version, controls: parent.controls.clone() });
-            if let Err(fault) = result {
-                let _ = made.remove();
-                return Err(fault);
+        let cgroups = self.groups_of(id);
+        let make = |group: &Group| make_directory(&group.path).and_then(|()| group.limit(limits));
+        match cgroups.groups.iter().try_for_each(make) {
+            Ok(()) => Ok(cgroups),
+            Err(fault) => {
+                let _ = cgroups.remove();
+                Err(fault)
             }
         }
-        Ok(made)
     }
 
     /// The groups of every sandbox that has any, by the sandbox's name.
@@ -235,26 +243,28 @@ fn kill_one_by_one(path: &Path) {
 /// The period over which processor time is limited, in microseconds: the kernel's default.
 const CPU_PERIOD: u64 = 100_000;
 
-impl Parent {
-    fn limit(&self, path: &Path, limits: &Limits) -> Result<(), Fault> {
+impl Group {
+    fn limit(&self, limits: &Limits) -> Result<(), Fault> {
         let quota = (u64::from(limits.cpu_millis) * CPU_PERIOD / 1000).max(1000);
         let memory = limits.memory_bytes.to_string();
         for controller in &self.controls {
             match (controller, self.version) {
-                (Controller::Pids, _) => write(path, "pids.max", &limits.processes.to_string())?,
+                (Controller::Pids, _) => write(&self.path, "pids.max", &limits.processes.to_string())?,
                 (Controller::Cpu, Version::One) => {
-                    write(path, "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
-                    write(path, "cpu.cfs_quota_us", &quota.to_string())?;
+                    write(&self.path, "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
+                    write(&self.path, "cpu.cfs_quota_us", &quota.to_string())?;
                 }
-                (Controller::Cpu, Version::Two) => write(path, "cpu.max", &format!("{quota} {CPU_PERIOD}"))?,
+                (Controller::Cpu, Version::Two) => {
+                    write(&self.path, "cpu.max", &format!("{quota} {CPU_PERIOD}"))?
+                }
                 (Controller::Memory, Version::One) => {
-                    limit_memory_version_1(path, &memory)?;
+                    limit_memory_version_1(&self.path, &memory)?;
                 }
                 (Controller::Memory, Version::Two) => {
-                    write(path, "memory.max", &memory)?;
-                    write_if_there(path, "memory.swap.max", "0")?;
+                    write(&self.path, "memory.max", &memory)?;
+                    write_if_there(&self.path, "memory.swap.max", "0")?;
                     // A command that takes too much dies alone; the sandbox lives on.
-                    write_if_there(path, "memory.oom.group", "0")?;
+                    write_if_there(&self.path, "memory.oom.group", "0")?;
                 }
             }
         }

@@ -21,17 +21,17 @@ use super::{
     Create, Manager, blocking, joined,
     living::{HostState, Living, Parts, State},
     prepare::{self, Directory},
+    shells::{ReadyShell, Slot},
 };
 use crate::{
-    cgroup::{Cgroups, Limits},
+    cgroup::Limits,
     client::InitClient,
     error::SandboxError,
     fault::{Context as _, Fault},
     ids::SandboxId,
     network::NetworkRequest,
-    process::Process,
     rootfs::RootPlan,
-    spawner::{BindMount, Fds, Request},
+    spawner::{BindMount, Plan, PlanFds},
     template::Template,
 };
 
@@ -64,19 +64,21 @@ impl Manager {
         let config = &self.inner.config;
         let policy = Arc::new(Policy::compile(&request.policy, config.network.floor())?);
         let template = self.inner.templates.get(&request.template)?;
-        let id = SandboxId::random()
-            .map_err(|error| prepare::failed("read", Path::new("random bytes"), io::Error::other(error)))?;
-        let first_id = self.inner.ids.take();
-        let first_id = first_id.ok_or_else(|| SandboxError::Limit("ranges of user ids".to_owned()))?;
+        let shell = self.take_ready();
+        let slot = match &shell {
+            Some(shell) => shell.slot.clone(),
+            None => self.reserve()?,
+        };
 
-        let record = new_record(&id, &request, &template, first_id);
-        let living = Living::new(id.clone(), InitClient::new(self.directory(&id).socket()), record);
-        let living = Arc::new(living);
+        let record = self.new_record(&slot, &request, &template);
+        let socket = self.directory(&slot.id).socket();
+        let living = Arc::new(Living::new(slot.id.clone(), InitClient::new(socket), record));
         let mut parts = living.parts.lock().await;
-        self.inner.living.lock().insert(id, Arc::clone(&living));
-        parts.first_id = Some(first_id);
+        self.inner.living.lock().insert(slot.id.clone(), Arc::clone(&living));
+        self.inner.shells.unreserve(&slot.id);
+        parts.first_id = Some(slot.first_id);
 
-        let built = self.build(&living, &mut parts, &request, policy, template).await;
+        let built = self.build(&living, &mut parts, &request, policy, template, shell).await;
         let result = match built {
             Ok(()) if living.advance(&[State::Creating], State::Running) => {
                 living.store(&config.store).await.map_err(SandboxError::from)
@@ -114,6 +116,7 @@ impl Manager {
         request: &Create,
         policy: Arc<Policy>,
         template: Template,
+        shell: Option<ReadyShell>,
     ) -> Result<(), SandboxError> {
         let config = &self.inner.config;
         let limits = request.limits.unwrap_or(config.limits);
@@ -125,30 +128,39 @@ impl Manager {
             namespace: None,
         };
         // What does not depend on each other; a daemon that dies meanwhile leaves things that gc finds.
-        let (attached, prepared, stored) = tokio::join!(
+        let slot = Slot { id: living.id.clone(), first_id: parts.first_id.unwrap_or_default() };
+        let (attached, socket, shell, stored) = tokio::join!(
             config.network.attach(network),
-            self.prepare(living.id.clone(), limits),
+            self.prepare(living.id.clone()),
+            self.shell_with(shell, slot, limits),
             living.store(&config.store),
         );
+        // First what is to be taken down again, then what failed.
         let failed = |source| SandboxError::Network { action: "set up", source };
         let namespace = attached.and_then(|attachment| {
             let namespace = attachment.namespace();
             parts.attachment = Some(attachment);
             namespace
         });
-        let socket = prepared.map(|(cgroups, socket)| {
-            parts.cgroups = cgroups;
-            socket
+        let shell = shell.inspect(|shell| {
+            parts.cgroups = shell.cgroups.clone();
+            parts.process = Some(Arc::clone(&shell.process));
         });
+        let (netns, socket, shell) = (namespace.map_err(failed)?, socket?, shell?);
         stored?;
-        let (socket, netns) = (socket?, namespace.map_err(failed)?);
         stop_if_ending(living)?;
 
-        let root = self.root_plan(&living.id, &template, request, &limits);
+        living.update(|record| {
+            if let Some(mut host) = HostState::of(record) {
+                host.process = Some(shell.process.identity().clone());
+                record.host = host.to_value();
+            }
+        });
+        let plan = self.plan(&living.id, &template, request, &limits);
         parts.template = Some(template);
         let configure = Configure { sandbox_id: living.id.to_string(), envs: request.envs.clone() };
         let boot = prepare::boot_frame(configure, &self.inner.seccomp)?;
-        self.start_init(living, parts, root, [netns, socket, boot]).await?;
+        self.start_init(living, shell, &plan, [netns, socket, boot]).await?;
 
         let started_at = Timestamp::now();
         living.update(|record| record.started_at = Some(started_at));
@@ -156,78 +168,94 @@ impl Manager {
         Ok(())
     }
 
-    /// Directory, control groups and socket.
-    async fn prepare(&self, id: SandboxId, limits: Limits) -> Result<(Cgroups, OwnedFd), SandboxError> {
+    /// The directory with init's socket.
+    async fn prepare(&self, id: SandboxId) -> Result<OwnedFd, SandboxError> {
         let manager = self.clone();
-        blocking(move || {
-            let inner = &manager.inner;
-            let cgroups = inner.hierarchies.create(id.as_str(), &limits)?;
-            match manager.directory(&id).make(&id, &inner.config.nameserver) {
-                Ok(socket) => Ok((cgroups, socket)),
-                Err(error) => {
-                    let _ = cgroups.remove();
-                    Err(error)
-                }
-            }
-        })
-        .await?
+        blocking(move || manager.directory(&id).make(&id, &manager.inner.config.nameserver)).await?
     }
 
-    fn root_plan(&self, id: &SandboxId, template: &Template, request: &Create, limits: &Limits) -> RootPlan {
+    /// The shell that is ready, with these limits, or a new one.
+    async fn shell_with(
+        &self,
+        shell: Option<ReadyShell>,
+        slot: Slot,
+        limits: Limits,
+    ) -> Result<ReadyShell, SandboxError> {
+        let Some(shell) = shell else { return self.start_shell(slot, limits).await };
+        if shell.limits != limits {
+            let manager = self.clone();
+            blocking(move || manager.inner.hierarchies.create(slot.id.as_str(), &limits)).await??;
+        }
+        Ok(shell)
+    }
+
+    fn plan(&self, id: &SandboxId, template: &Template, request: &Create, limits: &Limits) -> Plan {
         let directory = self.directory(id);
-        RootPlan {
+        let root = RootPlan {
             layers: template.layers(),
             usr: template.usr(),
             writable: directory.writable(),
             stage: directory.stage(),
             binds: request.mounts.clone(),
             shm_bytes: limits.memory_bytes / 2,
-        }
+        };
+        Plan { hostname: id.to_string(), root, max_open_files: MAX_OPEN_FILES }
     }
 
-    /// Starts the first process, puts it in its control groups while it mounts, and waits until init serves.
+    /// Tells the shell what to become and waits until it is a serving init.
     async fn start_init(
         &self,
         living: &Arc<Living>,
-        parts: &mut Parts,
-        root: RootPlan,
+        shell: ReadyShell,
+        plan: &Plan,
         [netns, socket, boot]: [OwnedFd; 3],
     ) -> Result<(), SandboxError> {
-        let (status, theirs) = pipe()?;
-        let (go, ours) = pipe()?;
+        let (status, theirs) = pipe_with(PipeFlags::CLOEXEC).during("make", "a pipe")?;
         let status = pipe::Receiver::from_owned_fd(status).during("watch", "the status pipe")?;
         let init = &self.inner.config.init_binary;
         let program = File::open(init).during("open", init)?.into();
-        let cgroup = parts.cgroups.open_version_2()?;
-        let request = Request {
-            hostname: living.id.to_string(),
-            first_id: parts.first_id.unwrap_or_default(),
-            root,
-            max_open_files: MAX_OPEN_FILES,
-        };
-        let fds = Fds { netns, socket, boot, status: theirs, go, program, cgroup };
-        let spawned = self.inner.spawner.spawn(request, fds).await?;
-        let pid = spawned.pid;
-        let process = Process::new(pid, spawned.pidfd).during("watch", "the first process")?;
-        living.update(|record| {
-            if let Some(mut host) = HostState::of(record) {
-                host.process = Some(process.identity().clone());
-                host.cgroups = parts.cgroups.clone();
-                record.host = host.to_value();
-            }
-        });
-        parts.process = Some(Arc::new(process));
-
-        let cgroups = parts.cgroups.clone();
-        let attached = blocking(move || cgroups.attach(pid)).await?;
+        let fds = PlanFds { netns, socket, boot, status: theirs, program };
+        shell.control.plan(plan, &fds).during("instruct", "the first process")?;
+        // The shell has its own; the end of this pipe is to be the end of that.
+        drop(fds);
+        // While it mounts. In version 2 it has been in its group from the beginning.
+        let grouped = joined(shell.grouped).await?;
         stop_if_ending(living)?;
-        if attached.is_ok() {
-            rustix::io::write(&ours, &[1]).during("go on with", "the first process")?;
+        if grouped.is_ok() {
+            shell.control.go().during("go on with", "the first process")?;
+        } else {
+            // It ends, unless it has ended before and says why.
+            drop(shell.control);
         }
-        // Without the byte it ends, unless it has ended before and says why.
-        drop(ours);
         let served = wait_for_ready(status, living).await;
-        served.map_err(SandboxError::Setup).and(attached.map_err(SandboxError::from))
+        served.map_err(SandboxError::Setup).and(grouped.map_err(SandboxError::from))
+    }
+
+    fn new_record(&self, slot: &Slot, request: &Create, template: &Template) -> SandboxRecord {
+        let host = HostState {
+            first_id: slot.first_id,
+            policy: request.policy.clone(),
+            cgroups: self.inner.hierarchies.groups_of(slot.id.as_str()),
+            process: None,
+        };
+        SandboxRecord {
+            id: slot.id.to_string(),
+            account: request.account.clone(),
+            template_id: template.id(),
+            name: template.manifest.name.clone(),
+            state: State::Creating.as_str().to_owned(),
+            metadata: request.metadata.clone(),
+            envs: request.envs.clone(),
+            spec: request.stored.clone(),
+            audit_enabled: request.audit,
+            created_at: Timestamp::now(),
+            started_at: None,
+            end_at: None,
+            timeout_s: request.timeout.as_secs(),
+            on_timeout: request.on_timeout.as_str().to_owned(),
+            host: host.to_value(),
+            generation: 1,
+        }
     }
 
     pub(super) fn directory(&self, id: &SandboxId) -> Directory {
@@ -252,29 +280,6 @@ pub(super) fn end_after(start: Timestamp, timeout: Duration) -> Option<Timestamp
     (!timeout.is_zero()).then(|| start.checked_add(timeout).ok()).flatten()
 }
 
-fn new_record(id: &SandboxId, request: &Create, template: &Template, first_id: u32) -> SandboxRecord {
-    let host =
-        HostState { first_id, policy: request.policy.clone(), cgroups: Cgroups::default(), process: None };
-    SandboxRecord {
-        id: id.to_string(),
-        account: request.account.clone(),
-        template_id: template.id(),
-        name: template.manifest.name.clone(),
-        state: State::Creating.as_str().to_owned(),
-        metadata: request.metadata.clone(),
-        envs: request.envs.clone(),
-        spec: request.stored.clone(),
-        audit_enabled: request.audit,
-        created_at: Timestamp::now(),
-        started_at: None,
-        end_at: None,
-        timeout_s: request.timeout.as_secs(),
-        on_timeout: request.on_timeout.as_str().to_owned(),
-        host: host.to_value(),
-        generation: 1,
-    }
-}
-
 fn check_mounts(mounts: &[BindMount]) -> Result<(), SandboxError> {
     for mount in mounts {
         let plain = |path: &Path| {
@@ -293,10 +298,6 @@ fn check_mounts(mounts: &[BindMount]) -> Result<(), SandboxError> {
 
 fn stop_if_ending(living: &Living) -> Result<(), SandboxError> {
     if living.ending.is_cancelled() { Err(SandboxError::Killed) } else { Ok(()) }
-}
-
-fn pipe() -> Result<(OwnedFd, OwnedFd), Fault> {
-    pipe_with(PipeFlags::CLOEXEC).during("make", "a pipe")
 }
 
 /// Init writes one byte when it serves; a process that does not get there writes what failed.

@@ -213,17 +213,20 @@ impl Manager {
         parts: &mut Parts,
     ) -> Result<(), SandboxError> {
         let parts = std::mem::replace(parts, Parts { gone: true, ..Parts::default() });
-        let dead = kill_processes(&parts).await;
-        if let Some(attachment) = &parts.attachment {
-            attachment.detach().await;
-        }
-        let mut result = dead;
-        if result.is_ok() {
+        let mut result = kill_processes(&parts).await;
+        let detach = async {
+            if let Some(attachment) = &parts.attachment {
+                attachment.detach().await;
+            }
+        };
+        if result.is_err() {
+            detach.await;
+        } else {
             // With its processes its mount namespace has ended, so what is on the disk is no longer mounted.
             let path = self.directory(&living.id).path().to_owned();
-            let emptied = remove_groups(&parts.cgroups).await;
-            let removed = blocking(move || remove_tree(&path)).await.and_then(|done| Ok(done?));
-            result = emptied.map_err(SandboxError::from).and(removed);
+            let files = blocking(move || remove_tree(&path));
+            let ((), emptied, removed) = tokio::join!(detach, remove_groups(&parts.cgroups), files);
+            result = emptied.map_err(SandboxError::from).and(removed.and_then(|done| Ok(done?)));
             // Not earlier: until here a process could still have run with these ids.
             if let Some(first_id) = parts.first_id {
                 self.inner.ids.release(first_id);

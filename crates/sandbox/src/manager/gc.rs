@@ -114,6 +114,7 @@ impl Manager {
     }
 
     fn lives(&self, id: &str) -> bool {
-        self.inner.living.lock().keys().any(|living| living.as_str() == id)
+        self.inner.shells.has_reserved(id)
+            || self.inner.living.lock().keys().any(|living| living.as_str() == id)
     }
 }

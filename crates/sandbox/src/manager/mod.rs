@@ -7,6 +7,7 @@ mod living;
 mod operate;
 mod prepare;
 mod recover;
+mod shells;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,6 +36,7 @@ use crate::{
     template::Templates,
 };
 use living::Living;
+use shells::Shells;
 
 /// What a manager is started with.
 pub struct Config {
@@ -138,6 +140,7 @@ struct Inner {
     ids: IdPool,
     seccomp: Vec<ByteBuf>,
     living: Mutex<HashMap<SandboxId, Arc<Living>>>,
+    shells: Shells,
     stop: CancellationToken,
 }
 
@@ -161,6 +164,7 @@ impl Manager {
                 ids: IdPool::new(config.ids.0, config.ids.1),
                 seccomp: seccomp.into_iter().map(ByteBuf::from).collect(),
                 living: Mutex::default(),
+                shells: Shells::default(),
                 stop: CancellationToken::new(),
                 config,
                 sandboxes_dir,

@@ -1,24 +1,18 @@
 //! The daemon's side of the spawner: a task that owns the socket to it.
 
-mod child;
+mod packet;
 mod protocol;
 mod server;
+mod shell;
 
 use std::{
     ffi::CString,
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
+    io,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
 };
 
-use rustix::{
-    net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-    },
-    process::{Pid, WaitOptions},
-};
+use rustix::process::{Pid, WaitOptions};
 use tokio::{
     io::Interest,
     net::UnixStream,
@@ -26,11 +20,11 @@ use tokio::{
 };
 
 pub use protocol::BindMount;
-pub(crate) use protocol::{Fds, Request};
+pub(crate) use protocol::{Plan, PlanFds};
 pub use server::serve;
 
 use crate::fault::{Context as _, Fault};
-use protocol::{MAX_PACKET, Reply};
+use protocol::{Go, Start, Started};
 
 /// The first argument with which a program is to call [`serve`] and nothing else.
 pub const ARGUMENT: &str = "__spawner";
@@ -57,13 +51,31 @@ pub(crate) struct Spawner {
     orders: mpsc::Sender<Order>,
 }
 
-/// A process that was started and waits to be told to go on.
+/// A shell: a process that waits to be told what to become. Dropping its control socket ends it.
 #[derive(Debug)]
-pub(crate) struct Spawned {
+pub(crate) struct Shell {
     /// Its process id.
     pub pid: Pid,
     /// A descriptor of it.
     pub pidfd: OwnedFd,
+    /// What it is told by.
+    pub control: Control,
+}
+
+/// The daemon's end of the control socket of a shell.
+#[derive(Debug)]
+pub(crate) struct Control(OwnedFd);
+
+impl Control {
+    /// Says what to become. The shell makes its root and then waits for [`Self::go`].
+    pub(crate) fn plan(&self, plan: &Plan, fds: &PlanFds) -> io::Result<()> {
+        packet::send(&self.0, plan, &fds.borrow())
+    }
+
+    /// Lets the shell become init.
+    pub(crate) fn go(self) -> io::Result<()> {
+        packet::send(&self.0, &Go, &[])
+    }
 }
 
 impl Spawner {
@@ -75,37 +87,42 @@ impl Spawner {
         Ok(Self { orders })
     }
 
-    /// Starts the first process of a sandbox.
-    pub(crate) async fn spawn(&self, request: Request, fds: Fds) -> Result<Spawned, Fault> {
+    /// Starts a shell whose id 0 inside is `first_id` on the machine, in this version 2 control group.
+    pub(crate) async fn shell(&self, first_id: u32, cgroup: Option<OwnedFd>) -> Result<Shell, Fault> {
         let gone = || Fault::new("ask", "the spawner: it has ended");
+        let (ours, theirs) = packet::pair().during("make", "a control socket")?;
+        rustix::io::ioctl_fionbio(&ours, true).during("make", "a control socket")?;
+        let fds = std::iter::once(theirs).chain(cgroup).collect();
         let (answer, answered) = oneshot::channel();
-        self.orders.send(Order { request, fds, answer }).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        let order = Order { start: Start { first_id }, fds, answer };
+        self.orders.send(order).await.map_err(|_| gone())?;
+        let (pid, pidfd) = answered.await.map_err(|_| gone())??;
+        Ok(Shell { pid, pidfd, control: Control(ours) })
     }
 }
 
 #[derive(Debug)]
 struct Order {
-    request: Request,
-    fds: Fds,
-    answer: oneshot::Sender<Result<Spawned, Fault>>,
+    start: Start,
+    fds: Vec<OwnedFd>,
+    answer: oneshot::Sender<Result<(Pid, OwnedFd), Fault>>,
 }
 
 async fn carry_out(program: SpawnerProgram, first: Connection, mut queue: mpsc::Receiver<Order>) {
     let mut connection = Some(first);
-    while let Some(Order { request, fds, answer }) = queue.recv().await {
+    while let Some(Order { start, fds, answer }) = queue.recv().await {
         let result = match connection.take().map_or_else(|| Connection::open(&program), Ok) {
-            Ok(open) => match open.exchange(&request, &fds).await {
+            Ok(open) => match open.exchange(&start, &fds).await {
                 Ok(result) => {
                     connection = Some(open);
                     result
                 }
                 // The connection is in an unknown state: without it the spawner ends.
-                Err(error) => Err(error).during("ask the spawner for", &request.hostname),
+                Err(error) => Err(error).during("ask", "the spawner"),
             },
             Err(fault) => Err(fault),
         };
-        // Whoever asked may be gone; dropping the other end of its go pipe has ended the process then.
+        // Whoever asked may be gone; with the other end of its control socket closed the shell ends then.
         let _ = answer.send(result);
     }
 }
@@ -129,9 +146,7 @@ impl Drop for Connection {
 
 impl Connection {
     fn open(program: &SpawnerProgram) -> Result<Self, Fault> {
-        let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-            .during("connect to", "the spawner")?;
+        let (ours, theirs) = packet::pair().during("connect to", "the spawner")?;
         rustix::io::ioctl_fionbio(&ours, true).during("connect to", "the spawner")?;
         let name = program.path.display().to_string();
         let arguments =
@@ -142,44 +157,19 @@ impl Connection {
         Ok(Self { socket, spawner: started.during("start", &program.path)? })
     }
 
-    async fn exchange(&self, request: &Request, fds: &Fds) -> io::Result<Result<Spawned, Fault>> {
-        let bytes = serde_json::to_vec(request)?;
-        let fds = fds.borrow();
-        self.socket
-            .async_io(Interest::WRITABLE, || {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(Fds::MAX))];
-                let mut control = SendAncillaryBuffer::new(&mut space);
-                control.push(SendAncillaryMessage::ScmRights(&fds));
-                Ok(sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?)
-            })
-            .await?;
-        let (reply, pidfd) = self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await?;
-        Ok(match (reply, pidfd) {
-            (Reply::Started { pid }, Some(pidfd)) => {
+    async fn exchange(&self, start: &Start, fds: &[OwnedFd]) -> io::Result<Result<(Pid, OwnedFd), Fault>> {
+        let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
+        self.socket.async_io(Interest::WRITABLE, || packet::send(&self.socket, start, &fds)).await?;
+        let answer = self.socket.async_io(Interest::READABLE, || packet::receive(&self.socket)).await?;
+        let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended");
+        let (started, mut fds) = answer.ok_or_else(ended)?;
+        match (started, fds.pop()) {
+            (Started::Started { pid }, Some(pidfd)) => {
                 let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
-                Ok(Spawned { pid, pidfd })
+                Ok(Ok((pid, pidfd)))
             }
-            (Reply::Started { .. }, None) => return Err(io::ErrorKind::InvalidData.into()),
-            (Reply::Failed(fault), _) => Err(fault),
-        })
-    }
-}
-
-fn receive(socket: &UnixStream) -> io::Result<(Reply, Option<OwnedFd>)> {
-    let mut packet = vec![0; MAX_PACKET];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut packet)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    if received.bytes == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended"));
-    }
-    let mut pidfd = None;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            pidfd = fds.last();
+            (Started::Started { .. }, None) => Err(io::ErrorKind::InvalidData.into()),
+            (Started::Failed(fault), _) => Ok(Err(fault)),
         }
     }
-    let reply = serde_json::from_slice(packet.get(..received.bytes).unwrap_or_default())?;
-    Ok((reply, pidfd))
 }

@@ -1,4 +1,7 @@
-//! What the daemon and the spawner say to each other: one packet each way per sandbox.
+//! What the daemon says to the spawner and to the shells it starts.
+//!
+//! A *shell* is the first process of a sandbox before it knows which: in namespaces and control groups of its own,
+//! waiting on its control socket for a [`Plan`] and then for [`Go`]. It ends when that socket is closed.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -9,23 +12,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::{fault::Fault, rootfs::RootPlan};
 
-/// Everything a sandbox is made from. The descriptors that go with it are those of [`Fds`], in its order.
+/// To the spawner: start a shell. With it come the shell's control socket and, where there is one, the version 2
+/// control group it is to be born in.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Request {
-    /// The host name inside.
-    pub hostname: String,
+pub(super) struct Start {
     /// What id 0 inside is on the machine.
     pub first_id: u32,
-    /// The root file system.
-    pub root: RootPlan,
-    /// An upper bound of open files for the processes inside.
-    pub max_open_files: u64,
 }
 
-/// The answer to a [`Request`]; with `Started` comes the descriptor of the process.
+/// From the spawner; with `Started` comes a descriptor of the process.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Reply {
-    /// The process exists. Whether it gets as far as init, its status pipe says.
+pub(super) enum Started {
+    /// The shell exists.
     Started {
         /// Its process id, as the spawner (and the daemon) sees it.
         pid: i32,
@@ -33,6 +31,52 @@ pub(crate) enum Reply {
     /// Nothing was started.
     Failed(Fault),
 }
+
+/// To a shell: what to become. With it come the descriptors of [`PlanFds`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// The host name inside.
+    pub hostname: String,
+    /// The root file system.
+    pub root: RootPlan,
+    /// An upper bound of open files for the processes inside.
+    pub max_open_files: u64,
+}
+
+/// To a shell that has its root: it is in its control groups now and may become init.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Go;
+
+/// The descriptors that come with a [`Plan`], in the order in which they are sent.
+#[derive(Debug)]
+pub(crate) struct PlanFds {
+    /// The network namespace to join.
+    pub netns: OwnedFd,
+    /// Init's listening socket.
+    pub socket: OwnedFd,
+    /// What init reads its boot frame from.
+    pub boot: OwnedFd,
+    /// What a [`Fault`] or init's ready byte is written to.
+    pub status: OwnedFd,
+    /// The program of init.
+    pub program: OwnedFd,
+}
+
+impl PlanFds {
+    pub(super) fn borrow(&self) -> [BorrowedFd<'_>; 5] {
+        [&self.netns, &self.socket, &self.boot, &self.status, &self.program].map(AsFd::as_fd)
+    }
+
+    pub(super) fn from_received(fds: Vec<OwnedFd>) -> Option<Self> {
+        // Out of the numbers that init's own descriptors will get: these two are needed until the exec.
+        let high = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE_FD).ok();
+        let [netns, socket, boot, status, program] = fds.try_into().ok()?;
+        Some(Self { netns, socket, boot, status: high(status)?, program: high(program)? })
+    }
+}
+
+/// Above the descriptors that init expects.
+const FIRST_FREE_FD: i32 = 16;
 
 /// A directory of the machine that appears inside a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,54 +87,4 @@ pub struct BindMount {
     pub target: PathBuf,
     /// Whether it cannot be written through.
     pub read_only: bool,
-}
-
-/// The longest packet either side accepts.
-pub(crate) const MAX_PACKET: usize = 64 * 1024;
-
-/// The descriptors that come with a [`Request`], in the order in which they are sent.
-#[derive(Debug)]
-pub(crate) struct Fds {
-    /// The network namespace to join.
-    pub netns: OwnedFd,
-    /// Init's listening socket.
-    pub socket: OwnedFd,
-    /// What init reads its boot frame from.
-    pub boot: OwnedFd,
-    /// What a [`Fault`] or init's ready byte is written to.
-    pub status: OwnedFd,
-    /// The process waits for a byte on this before it becomes init; end of file ends it.
-    pub go: OwnedFd,
-    /// The program of init.
-    pub program: OwnedFd,
-    /// The control group of the version 2 tree to be born in.
-    pub cgroup: Option<OwnedFd>,
-}
-
-/// Above the descriptors that init expects.
-const FIRST_FREE_FD: i32 = 16;
-
-impl Fds {
-    /// How many there are at most.
-    pub(crate) const MAX: usize = 7;
-
-    pub(crate) fn borrow(&self) -> Vec<BorrowedFd<'_>> {
-        let fixed = [&self.netns, &self.socket, &self.boot, &self.status, &self.go, &self.program];
-        fixed.into_iter().chain(&self.cgroup).map(AsFd::as_fd).collect()
-    }
-
-    pub(crate) fn from_received(fds: impl IntoIterator<Item = OwnedFd>) -> Option<Self> {
-        // Out of the numbers that init's own descriptors will get: these two are needed until the exec.
-        let high = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE_FD).ok();
-        let mut fds = fds.into_iter();
-        Some(Self {
-            netns: fds.next()?,
-            socket: fds.next()?,
-            boot: fds.next()?,
-            status: high(fds.next()?)?,
-            go: fds.next()?,
-            program: high(fds.next()?)?,
-            cgroup: fds.next(),
-        })
-    }
 }

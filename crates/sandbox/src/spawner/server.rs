@@ -1,31 +1,24 @@
 //! The spawner process: small and single-threaded, so that a fork of it is cheap and safe.
 //!
-//! It starts one child per request and forgets it; sandboxes outlive the spawner and the daemon. It ends when
-//! the daemon's end of the socket is closed.
+//! It starts one shell per request and forgets it; sandboxes outlive the spawner and the daemon. It ends when the
+//! daemon's end of the socket is closed.
 
 use std::{
-    convert::Infallible,
-    io::{self, IoSlice, IoSliceMut, Write as _},
-    mem::MaybeUninit,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
     process::ExitCode,
 };
 
-use rustix::{
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-    },
-    thread::ThreadNameSpaceType,
-};
+use rustix::thread::ThreadNameSpaceType;
 use sys::{
     spawn::{self, Child},
     userns::{self, IdRange},
 };
 
 use super::{
-    child,
-    protocol::{Fds, MAX_PACKET, Reply, Request},
+    packet,
+    protocol::{Start, Started},
+    shell,
 };
 use crate::{
     fault::{Context as _, Fault},
@@ -54,76 +47,33 @@ fn prepare() -> io::Result<OwnedFd> {
 }
 
 fn serve_socket(socket: &OwnedFd) -> io::Result<()> {
-    let mut packet = vec![0; MAX_PACKET];
-    while let Some((length, fds)) = receive(socket, &mut packet)? {
-        let request = packet.get(..length).unwrap_or_default();
-        match handle(request, fds) {
+    while let Some((start, fds)) = packet::receive::<Start>(socket)? {
+        match start_shell(&start, fds) {
             Ok(child) => {
-                let reply = Reply::Started { pid: child.pid.as_raw_nonzero().get() };
-                send(socket, &reply, Some(child.pidfd.as_fd()))?;
+                let pid = child.pid.as_raw_nonzero().get();
+                packet::send(socket, &Started::Started { pid }, &[child.pidfd.as_fd()])?;
             }
-            Err(fault) => send(socket, &Reply::Failed(fault), None)?,
+            Err(fault) => packet::send(socket, &Started::Failed(fault), &[])?,
         }
     }
     Ok(())
 }
 
-fn handle(request: &[u8], fds: Vec<OwnedFd>) -> Result<Child, Fault> {
-    let request: Request =
-        serde_json::from_slice(request).map_err(|error| Fault::new("read the request", error.to_string()))?;
-    let fds = Fds::from_received(fds).ok_or_else(|| Fault::new("take over", "the descriptors"))?;
-    let range = IdRange { first: request.first_id, count: IDS_PER_SANDBOX };
-    let userns = userns::create(range).during("create the user namespace of", &request.hostname)?;
-    // The network namespace exists already, the user namespace is joined last, and the control group namespace
-    // is made when the process is in its control groups.
+fn start_shell(start: &Start, fds: Vec<OwnedFd>) -> Result<Child, Fault> {
+    let mut fds = fds.into_iter();
+    let control = fds.next().ok_or_else(|| Fault::new("take over", "the control socket"))?;
+    let cgroup = fds.next();
+    let range = IdRange { first: start.first_id, count: IDS_PER_SANDBOX };
+    let userns = userns::create(range).during("create", "the user namespace")?;
+    // The network namespace is joined later, the user namespace last, and the control group namespace is made
+    // when the process is in its control groups.
     let namespaces = ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
-    spawn::fork_into(namespaces, fds.cgroup.as_ref().map(OwnedFd::as_fd), || {
-        report(&fds, child::become_init(&request, &fds, &userns))
+    let keep = [control.as_fd(), userns.as_fd()];
+    spawn::fork_into(namespaces, cgroup.as_ref().map(OwnedFd::as_fd), &keep, || {
+        shell::run(&control, &userns, start.first_id)
     })
-    .during("start the first process of", &request.hostname)
-}
-
-/// In the child: says why it did not become init, and ends.
-fn report(fds: &Fds, result: Result<Infallible, Fault>) -> Infallible {
-    let Err(fault) = result;
-    if let Ok(text) = serde_json::to_vec(&fault) {
-        let status = fds.status.try_clone();
-        let _ = status.and_then(|fd| std::fs::File::from(fd).write_all(&text));
-    }
-    spawn::exit(1)
-}
-
-/// The next packet with its descriptors, or `None` when the other end is closed.
-fn receive(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(Fds::MAX))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        let mut parts = [IoSliceMut::new(packet)];
-        recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            fds.extend(received);
-        }
-    }
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet was cut short"));
-    }
-    Ok((received.bytes > 0).then_some((received.bytes, fds)))
-}
-
-fn send(socket: &OwnedFd, reply: &Reply, pidfd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let bytes = serde_json::to_vec(reply)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = pidfd.map(|fd| [fd]);
-    if let Some(fds) = &fds {
-        control.push(SendAncillaryMessage::ScmRights(fds));
-    }
-    sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
+    .during("start", "the first process")
 }

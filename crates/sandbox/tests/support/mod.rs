@@ -272,7 +272,7 @@ pub fn traces(lab_dir: &Path, id: &SandboxId) -> Vec<String> {
     traces
 }
 
-fn groups(below: &Path, id: &str) -> Vec<PathBuf> {
+pub fn groups(below: &Path, id: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(below).into_iter().flatten().filter_map(Result::ok);
     let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     directories

@@ -1,8 +1,9 @@
-//! From a fork of the spawner to init: everything between clone and exec.
+//! A shell: from a fork of the spawner to the init of a sandbox.
 
 use std::{
     convert::Infallible,
     fs::File,
+    io::Write as _,
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -15,26 +16,48 @@ use rustix::{
     },
 };
 
-use super::protocol::{Fds, Request};
+use super::{
+    packet,
+    protocol::{Go, Plan, PlanFds},
+};
 use crate::{
     fault::{Context as _, Fault},
     rootfs,
 };
 
+/// Waits for a plan and carries it out: the whole of the shell's process until it is init.
+pub(super) fn run(control: &OwnedFd, userns: &OwnedFd, first_id: u32) -> Infallible {
+    let received = packet::receive::<Plan>(control).ok().flatten();
+    // Without a plan nobody waits for an answer: the daemon has given it up, or is gone.
+    if let Some((plan, fds)) = received
+        && let Some(fds) = PlanFds::from_received(fds)
+    {
+        let Err(fault) = become_init(&plan, &fds, control, userns, first_id);
+        let text = serde_json::to_vec(&fault).unwrap_or_default();
+        let _ = File::from(fds.status).write_all(&text);
+    }
+    sys::spawn::exit(1)
+}
+
 /// Turns the calling process, fresh in its pid, mount, uts and ipc namespaces, into the init of a sandbox.
-pub(super) fn become_init(request: &Request, fds: &Fds, userns: &OwnedFd) -> Result<Infallible, Fault> {
-    rustix::process::setsid().during("start a session for", &request.hostname)?;
+fn become_init(
+    plan: &Plan,
+    fds: &PlanFds,
+    control: &OwnedFd,
+    userns: &OwnedFd,
+    first_id: u32,
+) -> Result<Infallible, Fault> {
+    rustix::process::setsid().during("start", "a session")?;
     rustix::process::umask(Mode::empty());
     move_into_link_name_space(fds.netns.as_fd(), Some(LinkNameSpaceType::Network))
         .during("join", "the network namespace")?;
-    rustix::system::sethostname(request.hostname.as_bytes())
-        .during("set the host name", &request.hostname)?;
-    rootfs::assemble(&request.root, userns.as_fd(), request.first_id)?;
+    rustix::system::sethostname(plan.hostname.as_bytes()).during("set the host name", &plan.hostname)?;
+    rootfs::assemble(&plan.root, userns.as_fd(), first_id)?;
     rootfs::enter()?;
-    wait_for_go(fds)?;
+    wait_for_go(control)?;
     // Only now is it in its control groups, and the namespace shows those as the root of each tree.
     sys::spawn::enter_new_cgroup_namespace().during("create", "the control group namespace")?;
-    limit_resources(request)?;
+    limit_resources(plan)?;
     become_root_inside(userns)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::spawn::reset_signals().during("reset", "the signals")?;
@@ -46,19 +69,15 @@ pub(super) fn become_init(request: &Request, fds: &Fds, userns: &OwnedFd) -> Res
     Err(error).during("execute", "init")
 }
 
-/// Blocks until the daemon has put this process into its control groups.
-fn wait_for_go(fds: &Fds) -> Result<(), Fault> {
-    let mut byte = [0];
-    match rustix::io::retry_on_intr(|| rustix::io::read(&fds.go, &mut byte))
-        .during("wait for", "the daemon")?
-    {
-        0 => Err(Fault::new("become", "init: the daemon has given it up")),
-        _ => Ok(()),
+fn wait_for_go(control: &OwnedFd) -> Result<(), Fault> {
+    match packet::receive::<Go>(control).during("wait for", "the daemon")? {
+        Some((Go, _)) => Ok(()),
+        None => Err(Fault::new("become", "init: the daemon has given it up")),
     }
 }
 
-fn limit_resources(request: &Request) -> Result<(), Fault> {
-    let limits = [(Resource::Core, 0), (Resource::Nofile, request.max_open_files)];
+fn limit_resources(plan: &Plan) -> Result<(), Fault> {
+    let limits = [(Resource::Core, 0), (Resource::Nofile, plan.max_open_files)];
     for (resource, most) in limits {
         // The machine's own hard limit stays the bound where it is lower.
         let most = rustix::process::getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
