@@ -6,7 +6,7 @@ import pytest
 
 import probes
 import world
-from world import ALLOWED, ALLOWED_V6, EVIL, EVIL_V6, HOSTS, block, datagrams, hello, nothing_reaches, request, server_names, speak
+from world import ALLOWED, ALLOWED_V6, EVIL, EVIL_V6, block, datagrams, hello, nothing_reaches, request, speak
 
 REFUSED_TLS = "alert 49"
 

@@ -119,7 +119,7 @@ def test_c65_c68_the_host_header_alone_counts_and_its_case_does_not(lab, p1):
 
 def test_c78_what_waits_for_the_server_on_a_web_port_is_given_up_on(lab, p1):
     with nothing_reaches(lab, p1):
-        assert speak(p1, [(ALLOWED, 80, b"\0\1\2\3"), (ALLOWED, 443, b"SSH-2.0-x\r\n"), (ALLOWED, 80, [])], wait=9) == ["reset"] * 3
+        assert speak(p1, [(ALLOWED, 80, b"\0\1\2\3"), (ALLOWED, 443, b"SSH-2.0-x\r\n"), (ALLOWED, 80, [])], wait=15) == ["reset"] * 3
 
 
 def test_names_that_are_denied_under_an_open_policy_are_refused_wherever_they_are_said(lab, named):

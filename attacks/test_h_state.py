@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import threading
-import time
-
-import pytest
 
 import probes
 import world
@@ -28,27 +26,35 @@ def put(lab, box, network) -> int:
     return lab.request("PUT", f"/sandboxes/{box.sandbox_id}/network", network)[0]
 
 
-def flows_until_cut(box, opening: str, signal_path: str = "/tmp/held"):
-    """Starts a program inside that holds connections, says so by a file, and then tells how each of them ended."""
-    program = probes._PRELUDE + _HOLD + opening + f"""
-open({signal_path!r}, "w").close()
-begun = time.monotonic()
+def flows_until_cut(box, opening: str):
+    """Starts a program inside that holds connections; once it is told that the policy is another one, each of them
+    has a second to end, and the program tells how it did."""
+    program = probes._PRELUDE + _HOLD + opening + """
+open("/tmp/held", "w").close()
+while not os.path.exists("/tmp/changed"):
+    time.sleep(0.01)
 ended = []
 for client in held:
-    client.settimeout(max(0.01, 2.5 - (time.monotonic() - begun)))
+    client.settimeout(1)
     try:
         ended.append("data" if client.recv(10) else "closed")
     except socket.timeout:
         ended.append("alive")
     except OSError as error:
         ended.append(type(error).__name__)
-say([ended, time.monotonic() - begun])
+say(ended)
 """
     box.files.write("/tmp/hold.py", program)
-    box.commands.run(f"rm -f {signal_path}")
     handle = box.commands.run("python3 /tmp/hold.py", background=True, timeout=60)
-    world.wait_for(lambda: box.files.exists(signal_path))
+    world.wait_for(lambda: box.files.exists("/tmp/held"))
     return handle
+
+
+def _said(box, handle):
+    box.files.write("/tmp/changed", "")
+    result = handle.wait()
+    assert result.exit_code == 0, result
+    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 def test_p8_h159_what_a_new_policy_does_not_permit_is_cut_within_a_second(lab, sandbox):
@@ -60,11 +66,9 @@ hold({EVIL!r}, 8443)
 hold({world.EVIL_V6!r}, 8443)
 hold({EVIL!r}, 9, b"canary", socket.SOCK_DGRAM)
 """)
-    begun = time.monotonic()
     assert put(lab, box, {"deny_out": ["0.0.0.0/0"]}) == 200
-    ended, took = _said(handle)
+    ended = _said(box, handle)
     assert "alive" not in ended and "data" not in ended, ended
-    assert took < 2, took
     events = lab.wait_for_events(box.sandbox_id, lambda events: sum(e["type"] == "egress_revoked" for e in events) >= 4)
     revoked = [event for event in events if event["type"] == "egress_revoked"]
     assert sorted((event["address"], event["port"], event["protocol"]) for event in revoked) == sorted(
@@ -75,14 +79,6 @@ hold({EVIL!r}, 9, b"canary", socket.SOCK_DGRAM)
     assert lab.sink_lines()[before:] == []
 
 
-def _said(handle):
-    import json
-
-    result = handle.wait()
-    assert result.exit_code == 0, result
-    return json.loads(result.stdout.strip().splitlines()[-1])
-
-
 def test_h159_names_through_the_proxy_are_cut_and_those_still_permitted_live(lab, sandbox):
     box = sandbox(network={"allow_out": ["allowed.test", "other.test"]})
     world.bind(box, "allowed.test"), world.bind(box, "other.test")
@@ -91,7 +87,7 @@ hold({ALLOWED!r}, 80, {request("allowed.test").replace(b"Connection: close", b"X
 hold({OTHER!r}, 80, {request("other.test").replace(b"Connection: close", b"X: y")!r})
 """)
     assert put(lab, box, {"allow_out": ["allowed.test"]}) == 200
-    ended, _ = _said(handle)
+    ended = _said(box, handle)
     assert ended[0] == "alive" and ended[1] in ("ConnectionResetError", "closed"), ended
     block(lab, box, kind="egress_revoked", host="other.test")
 
@@ -171,7 +167,7 @@ def test_h167_h168_ten_thousand_connections_leave_the_neighbours_alone(lab, sand
     world.wait_for(lambda: speak(greedy, [(ALLOWED, 80, request("allowed.test"))]) == ["http 200"])
 
 
-def test_h168_processes_memory_and_disk_are_bounded(lab, sandbox, p1):
+def test_h168_processes_and_memory_are_bounded(lab, sandbox, p1):
     box = sandbox(network=world.POLICIES["P4"])
     forked = probes.run(box, """
         import signal

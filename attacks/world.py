@@ -123,7 +123,8 @@ def speak(attempt):
             connection.sendall(bytes.fromhex(piece))
         while chunk := connection.recv(65536):
             received += chunk
-            if received[:1] in (b"\\x15", b"\\x16"):
+            # HTTP ends by itself; of anything else the beginning is enough.
+            if len(received) >= 7 and not received.startswith(b"HTTP/"):
                 break
     except socket.timeout:
         if not received:
