@@ -6,7 +6,7 @@ import os
 
 import probes
 import world
-from world import ALLOWED, EVIL, EVIL_V6, block, datagrams, hello, nothing_reaches, request, speak
+from world import ALLOWED, EVIL, EVIL_V6, block, datagrams, hello, nothing_reaches, speak
 
 SOCKS = {
     "e95_socks4": b"\x04\x01\x00\x50" + bytes([185, 199, 109, 66]) + b"\0",
