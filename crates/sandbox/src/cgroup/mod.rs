@@ -149,23 +149,17 @@ impl Drop for Hierarchies {
 }
 
 impl Cgroups {
-    /// The version 2 group, to be born in; without one a process is only moved in later.
+    /// The version 2 group, for a process to be born in.
     pub(crate) fn open_version_2(&self) -> Result<Option<OwnedFd>, Fault> {
         let Some(group) = self.version_2() else { return Ok(None) };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat(CWD, &group.path, flags, Mode::empty()).map(Some).during("open", &group.path)
     }
 
-    /// Moves a process that was born in the version 2 group, if there is one, into the others.
-    ///
-    /// On an idle machine the first of these takes up to a few tens of milliseconds (a grace period of RCU), so
-    /// this is for a thread that may block.
-    pub(crate) fn attach(&self, pid: Pid) -> Result<(), Fault> {
-        let pid = pid.as_raw_nonzero().to_string();
-        self.groups
-            .iter()
-            .filter(|group| group.version == Version::One)
-            .try_for_each(|group| write(&group.path, "cgroup.procs", &pid))
+    /// The version 1 groups, for a process to move into.
+    pub(crate) fn version_1(&self) -> Vec<PathBuf> {
+        let groups = self.groups.iter().filter(|group| group.version == Version::One);
+        groups.map(|group| group.path.clone()).collect()
     }
 
     /// Kills every process in the groups: at once where the kernel can, one by one elsewhere.

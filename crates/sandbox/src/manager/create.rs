@@ -218,17 +218,7 @@ impl Manager {
         shell.control.plan(plan, &fds).during("instruct", "the first process")?;
         // The shell has its own; the end of this pipe is to be the end of that.
         drop(fds);
-        // While it mounts. In version 2 it has been in its group from the beginning.
-        let grouped = joined(shell.grouped).await?;
-        stop_if_ending(living)?;
-        if grouped.is_ok() {
-            shell.control.go().during("go on with", "the first process")?;
-        } else {
-            // It ends, unless it has ended before and says why.
-            drop(shell.control);
-        }
-        let served = wait_for_ready(status, living).await;
-        served.map_err(SandboxError::Setup).and(grouped.map_err(SandboxError::from))
+        Ok(wait_for_ready(status, living).await?)
     }
 
     fn new_record(&self, slot: &Slot, request: &Create, template: &Template) -> SandboxRecord {

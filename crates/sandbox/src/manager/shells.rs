@@ -1,7 +1,4 @@
 //! Shells kept ready: first processes of sandboxes in their namespaces and control groups, waiting for a plan.
-//!
-//! Moving a process into a version 1 control group takes up to a few tens of milliseconds on an idle machine, so
-//! that is done before somebody waits for it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -10,13 +7,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::sync::Notify;
 
-use super::{Manager, blocking, create::chain, end::remove_groups, joined, prepare};
+use super::{Manager, blocking, create::chain, end::remove_groups, prepare};
 use crate::{
     cgroup::{Cgroups, Limits},
     error::SandboxError,
-    fault::{Context as _, Fault},
+    fault::Context as _,
     ids::SandboxId,
     process::Process,
     spawner::Control,
@@ -37,8 +34,6 @@ pub(super) struct ReadyShell {
     pub cgroups: Cgroups,
     pub process: Arc<Process>,
     pub control: Control,
-    /// Puts it into its control groups.
-    pub grouped: JoinHandle<Result<(), Fault>>,
 }
 
 /// The shells of a manager, and the names it has given out that no sandbox has yet.
@@ -109,26 +104,19 @@ impl Manager {
         shell
     }
 
-    /// Starts a shell. It may not be in its control groups yet when this returns, but is on its way.
+    /// Starts a shell.
     ///
     /// # Errors
     /// Nothing is left of it then but its slot.
     pub(super) async fn start_shell(&self, slot: Slot, limits: Limits) -> Result<ReadyShell, SandboxError> {
         let (manager, id) = (self.clone(), slot.id.clone());
         let cgroups = blocking(move || manager.inner.hierarchies.create(id.as_str(), &limits)).await??;
-        let started = async {
-            let shell = self.inner.spawner.shell(slot.first_id, cgroups.open_version_2()?).await?;
-            let pid = shell.pid;
-            let process = Process::new(pid, shell.pidfd).during("watch", "the first process")?;
-            Ok::<_, Fault>((pid, process, shell.control))
-        };
-        match started.await {
-            Ok((pid, process, control)) => {
-                let process = Arc::new(process);
-                let moving = cgroups.clone();
-                let grouped = tokio::task::spawn_blocking(move || moving.attach(pid));
-                Ok(ReadyShell { slot, limits, cgroups, process, control, grouped })
-            }
+        let started = self.inner.spawner.shell(slot.first_id, &cgroups).await.and_then(|shell| {
+            let process = Process::new(shell.pid, shell.pidfd).during("watch", "the first process")?;
+            Ok((Arc::new(process), shell.control))
+        });
+        match started {
+            Ok((process, control)) => Ok(ReadyShell { slot, limits, cgroups, process, control }),
             Err(fault) => {
                 let _ = remove_groups(&cgroups).await;
                 Err(fault.into())
@@ -149,9 +137,7 @@ impl Manager {
     async fn discard_ready(&self) {
         loop {
             let shell = self.inner.shells.ready.lock().pop_front();
-            let Some(ReadyShell { slot, cgroups, process, control, grouped, .. }) = shell else { return };
-            // A shell that is still being moved would be moved into a group that is removed.
-            let _ = joined(grouped).await;
+            let Some(ReadyShell { slot, cgroups, process, control, .. }) = shell else { return };
             drop(control);
             process.ended().await;
             // What cannot be removed now, the next start finds.

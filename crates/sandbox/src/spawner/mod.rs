@@ -23,8 +23,11 @@ pub use protocol::BindMount;
 pub(crate) use protocol::{Plan, PlanFds};
 pub use server::serve;
 
-use crate::fault::{Context as _, Fault};
-use protocol::{Go, Start, Started};
+use crate::{
+    cgroup::Cgroups,
+    fault::{Context as _, Fault},
+};
+use protocol::{Start, Started};
 
 /// The first argument with which a program is to call [`serve`] and nothing else.
 pub const ARGUMENT: &str = "__spawner";
@@ -67,14 +70,9 @@ pub(crate) struct Shell {
 pub(crate) struct Control(OwnedFd);
 
 impl Control {
-    /// Says what to become. The shell makes its root and then waits for [`Self::go`].
-    pub(crate) fn plan(&self, plan: &Plan, fds: &PlanFds) -> io::Result<()> {
+    /// Says what to become.
+    pub(crate) fn plan(self, plan: &Plan, fds: &PlanFds) -> io::Result<()> {
         packet::send(&self.0, plan, &fds.borrow())
-    }
-
-    /// Lets the shell become init.
-    pub(crate) fn go(self) -> io::Result<()> {
-        packet::send(&self.0, &Go, &[])
     }
 }
 
@@ -87,14 +85,15 @@ impl Spawner {
         Ok(Self { orders })
     }
 
-    /// Starts a shell whose id 0 inside is `first_id` on the machine, in this version 2 control group.
-    pub(crate) async fn shell(&self, first_id: u32, cgroup: Option<OwnedFd>) -> Result<Shell, Fault> {
+    /// Starts a shell whose id 0 inside is `first_id` on the machine, in these control groups.
+    pub(crate) async fn shell(&self, first_id: u32, cgroups: &Cgroups) -> Result<Shell, Fault> {
         let gone = || Fault::new("ask", "the spawner: it has ended");
         let (ours, theirs) = packet::pair().during("make", "a control socket")?;
         rustix::io::ioctl_fionbio(&ours, true).during("make", "a control socket")?;
-        let fds = std::iter::once(theirs).chain(cgroup).collect();
+        let fds = std::iter::once(theirs).chain(cgroups.open_version_2()?).collect();
+        let start = Start { first_id, groups: cgroups.version_1() };
         let (answer, answered) = oneshot::channel();
-        let order = Order { start: Start { first_id }, fds, answer };
+        let order = Order { start, fds, answer };
         self.orders.send(order).await.map_err(|_| gone())?;
         let (pid, pidfd) = answered.await.map_err(|_| gone())??;
         Ok(Shell { pid, pidfd, control: Control(ours) })

@@ -1,7 +1,7 @@
 //! What the daemon says to the spawner and to the shells it starts.
 //!
 //! A *shell* is the first process of a sandbox before it knows which: in namespaces and control groups of its own,
-//! waiting on its control socket for a [`Plan`] and then for [`Go`]. It ends when that socket is closed.
+//! waiting on its control socket for a [`Plan`]. It ends when that socket is closed.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -18,6 +18,8 @@ use crate::{fault::Fault, rootfs::RootPlan};
 pub(super) struct Start {
     /// What id 0 inside is on the machine.
     pub first_id: u32,
+    /// The version 1 control groups that it moves into.
+    pub groups: Vec<PathBuf>,
 }
 
 /// From the spawner; with `Started` comes a descriptor of the process.
@@ -42,10 +44,6 @@ pub(crate) struct Plan {
     /// An upper bound of open files for the processes inside.
     pub max_open_files: u64,
 }
-
-/// To a shell that has its root: it is in its control groups now and may become init.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Go;
 
 /// The descriptors that come with a [`Plan`], in the order in which they are sent.
 #[derive(Debug)]

@@ -73,7 +73,7 @@ fn start_shell(start: &Start, fds: Vec<OwnedFd>) -> Result<Child, Fault> {
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
     let keep = [control.as_fd(), userns.as_fd()];
     spawn::fork_into(namespaces, cgroup.as_ref().map(OwnedFd::as_fd), &keep, || {
-        shell::run(&control, &userns, start.first_id)
+        shell::run(start, &control, &userns)
     })
     .during("start", "the first process")
 }

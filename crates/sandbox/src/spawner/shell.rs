@@ -5,10 +5,11 @@ use std::{
     fs::File,
     io::Write as _,
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
 };
 
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{CWD, Mode, OFlags, openat},
     process::{Resource, Rlimit, setrlimit},
     thread::{
         Gid, LinkNameSpaceType, Uid, move_into_link_name_space, set_thread_groups, set_thread_res_gid,
@@ -18,7 +19,7 @@ use rustix::{
 
 use super::{
     packet,
-    protocol::{Go, Plan, PlanFds},
+    protocol::{Plan, PlanFds, Start},
 };
 use crate::{
     fault::{Context as _, Fault},
@@ -26,27 +27,33 @@ use crate::{
 };
 
 /// Waits for a plan and carries it out: the whole of the shell's process until it is init.
-pub(super) fn run(control: &OwnedFd, userns: &OwnedFd, first_id: u32) -> Infallible {
+pub(super) fn run(start: &Start, control: &OwnedFd, userns: &OwnedFd) -> Infallible {
+    let joined = join_groups(&start.groups);
     let received = packet::receive::<Plan>(control).ok().flatten();
     // Without a plan nobody waits for an answer: the daemon has given it up, or is gone.
     if let Some((plan, fds)) = received
         && let Some(fds) = PlanFds::from_received(fds)
     {
-        let Err(fault) = become_init(&plan, &fds, control, userns, first_id);
+        let Err(fault) = joined.and_then(|()| become_init(&plan, &fds, userns, start.first_id));
         let text = serde_json::to_vec(&fault).unwrap_or_default();
         let _ = File::from(fds.status).write_all(&text);
     }
     sys::spawn::exit(1)
 }
 
+/// Moves the calling process, which has one thread, into version 1 control groups.
+///
+/// Only a thread that moves itself is spared the lock against all forks and exits of the machine, which takes a
+/// grace period of RCU to get: up to a few tens of milliseconds during which nothing can be started.
+fn join_groups(groups: &[PathBuf]) -> Result<(), Fault> {
+    groups.iter().try_for_each(|group| {
+        let tasks = openat(CWD, group.join("tasks"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        tasks.and_then(|tasks| rustix::io::write(tasks, b"0")).map(drop).during("join", group)
+    })
+}
+
 /// Turns the calling process, fresh in its pid, mount, uts and ipc namespaces, into the init of a sandbox.
-fn become_init(
-    plan: &Plan,
-    fds: &PlanFds,
-    control: &OwnedFd,
-    userns: &OwnedFd,
-    first_id: u32,
-) -> Result<Infallible, Fault> {
+fn become_init(plan: &Plan, fds: &PlanFds, userns: &OwnedFd, first_id: u32) -> Result<Infallible, Fault> {
     rustix::process::setsid().during("start", "a session")?;
     rustix::process::umask(Mode::empty());
     move_into_link_name_space(fds.netns.as_fd(), Some(LinkNameSpaceType::Network))
@@ -54,8 +61,7 @@ fn become_init(
     rustix::system::sethostname(plan.hostname.as_bytes()).during("set the host name", &plan.hostname)?;
     rootfs::assemble(&plan.root, userns.as_fd(), first_id)?;
     rootfs::enter()?;
-    wait_for_go(control)?;
-    // Only now is it in its control groups, and the namespace shows those as the root of each tree.
+    // It is in its control groups, and the namespace shows those as the root of each tree.
     sys::spawn::enter_new_cgroup_namespace().during("create", "the control group namespace")?;
     limit_resources(plan)?;
     become_root_inside(userns)?;
@@ -67,13 +73,6 @@ fn become_init(
     sys::spawn::arrange_fds(&arranged).during("arrange", "the descriptors")?;
     let error = sys::spawn::exec_fd(fds.program.as_fd(), &[c"bailiwick-init".to_owned()], &[]);
     Err(error).during("execute", "init")
-}
-
-fn wait_for_go(control: &OwnedFd) -> Result<(), Fault> {
-    match packet::receive::<Go>(control).during("wait for", "the daemon")? {
-        Some((Go, _)) => Ok(()),
-        None => Err(Fault::new("become", "init: the daemon has given it up")),
-    }
 }
 
 fn limit_resources(plan: &Plan) -> Result<(), Fault> {
