@@ -64,7 +64,7 @@ impl Session<'_> {
             figures.push(self.start().await?);
         }
         if self.settings.wants("create-rate") {
-            figures.push(self.create_rate().await?);
+            figures.extend(self.create_rate().await?);
         }
         if self.settings.wants("command") {
             figures.push(self.command().await?);
@@ -100,25 +100,47 @@ impl Session<'_> {
         })
     }
 
-    async fn create_rate(&mut self) -> Result<Figure> {
-        let mut rates = Vec::new();
+    /// Creating and killing, one after the other; each call answers when it is done.
+    async fn create_rate(&mut self) -> Result<Vec<Figure>> {
+        let (mut rates, mut creating, mut killing) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.settings.rounds().min(3) {
             let count = self.settings.times(200);
-            let begun = Instant::now();
+            let all = Instant::now();
             for _ in 0..count {
+                let begun = Instant::now();
                 let id = self.create().await?;
+                creating.push(milliseconds(begun));
+                let begun = Instant::now();
                 self.kill(&id).await?;
+                killing.push(milliseconds(begun));
             }
-            rates.push(per_second(count, begun));
+            rates.push(per_second(count, all));
         }
-        Ok(Figure {
-            name: "create-rate".to_owned(),
-            what: "sandboxes created and killed, one client".to_owned(),
-            unit: Unit::PerSecond,
-            ours: rates,
+        let figure = |name: &str, what: &str, unit, ours, target| Figure {
+            name: format!("create-rate{name}"),
+            what: what.to_owned(),
+            unit,
+            ours,
             peer: None,
-            target: Target::AtLeast(60.0),
-        })
+            target,
+        };
+        Ok(vec![
+            figure(
+                "",
+                "sandboxes created and killed, one client",
+                Unit::PerSecond,
+                rates,
+                Target::AtLeast(60.0),
+            ),
+            figure(".create", "of that: POST /sandboxes, p50", Unit::Milliseconds, creating, Target::None),
+            figure(
+                ".kill",
+                "of that: DELETE until all is gone, p50",
+                Unit::Milliseconds,
+                killing,
+                Target::None,
+            ),
+        ])
     }
 
     async fn command(&mut self) -> Result<Figure> {

@@ -69,6 +69,15 @@ pub(crate) fn own<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Re
     Ok(command)
 }
 
+/// Raises this process, and with it all that it starts from now on, above ordinary ones.
+pub(crate) fn above_others() -> Result<()> {
+    let own = std::process::id().to_string();
+    let raised = Command::new("chrt").args(["--all-tasks", "--rr", "--pid", "1", &own]).status();
+    let raised = raised.context("starting chrt")?;
+    anyhow::ensure!(raised.success(), "chrt: {raised}");
+    Ok(())
+}
+
 /// Runs a command in `namespace` to its end and reads the JSON that it prints.
 pub(crate) fn json<T: DeserializeOwned>(namespace: &NetNs, mut command: Command) -> Result<T> {
     let ended = namespace

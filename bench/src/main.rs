@@ -44,7 +44,7 @@ pub(crate) struct Settings {
     only: Vec<String>,
     /// Short and few rounds: to see whether it works
     #[arg(long)]
-    quick: bool,
+    pub(crate) quick: bool,
     /// How many rounds of each, ours and the peer's in turn [default: 5, quick: 1]
     #[arg(long)]
     rounds: Option<usize>,
@@ -53,7 +53,10 @@ pub(crate) struct Settings {
     milliseconds: Option<u64>,
     /// Templates for whole sandboxes; `python` is used if it is there, otherwise `host`
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/templates"))]
-    templates: PathBuf,
+    pub(crate) templates: PathBuf,
+    /// Run the relay figures above the machine's other work (SCHED_RR), where there is some that would blur them
+    #[arg(long)]
+    pub(crate) realtime: bool,
     /// Leave the history alone
     #[arg(long)]
     no_history: bool,
@@ -91,7 +94,7 @@ fn measure(settings: &Settings) -> Result<()> {
     figures.extend(relay::measure(settings)?);
     report::print(&figures);
     if !settings.no_history && !figures.is_empty() {
-        report::append_history(&figures, settings.quick)?;
+        report::append_history(&figures, settings)?;
     }
     Ok(())
 }

@@ -23,6 +23,9 @@ pub(crate) fn measure(settings: &Settings) -> Result<Vec<Figure>> {
     if !["relay", "address", "resolver"].iter().any(|group| settings.wants(group)) {
         return Ok(figures);
     }
+    if settings.realtime {
+        child::above_others()?;
+    }
     let network = Network::build()?;
     let mut world = Child::start(&network.world, child::own(["world"])?)?;
     world.hear().context("starting the world's servers")?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
-use crate::{child::Command, figure::Figure};
+use crate::{Settings, child::Command, figure::Figure};
 
 /// The table on standard output.
 pub(crate) fn print(figures: &[Figure]) {
@@ -55,7 +55,7 @@ fn number(value: f64) -> String {
 }
 
 /// Appends the figures to the history, as one JSON line.
-pub(crate) fn append_history(figures: &[Figure], quick: bool) -> Result<()> {
+pub(crate) fn append_history(figures: &[Figure], settings: &Settings) -> Result<()> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("results/history.jsonl");
     let line = json!({
         "time": jiff::Timestamp::now().to_string(),
@@ -63,7 +63,8 @@ pub(crate) fn append_history(figures: &[Figure], quick: bool) -> Result<()> {
         "kernel": first_line("/proc/sys/kernel/osrelease"),
         "cpu": cpu_model(),
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
-        "quick": quick,
+        "quick": settings.quick,
+        "realtime": settings.realtime,
         "figures": figures.iter().map(entry).collect::<Vec<_>>(),
     });
     if let Some(directory) = path.parent() {
