@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, anyhow};
 use owo_colors::OwoColorize;
-use policy::{Flow, HostName, Policy, Protocol};
+use policy::{Flow, HostName, KernelDefault, Policy, Protocol, Rule, Verdict};
 
 use crate::{cli::ExplainArgs, exit, exit::BadInput};
 
@@ -19,10 +19,11 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<u8> {
         address: destination.address,
         port: destination.port,
     });
+    let condition = condition(&policy, &destination, &verdict);
     if args.json {
         let answer = serde_json::json!({
             "destination": args.destination, "protocol": args.protocol, "decision": verdict.decision,
-            "rule": verdict.rule.to_string(), "reason": verdict.reason,
+            "rule": verdict.rule.to_string(), "reason": verdict.reason, "condition": condition,
             "warnings": policy.warnings().iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         anstream::println!("{answer}");
@@ -35,11 +36,23 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<u8> {
         anstream::println!("{word}  {} {}", args.protocol, args.destination);
         anstream::println!("  rule    {}", verdict.rule);
         anstream::println!("  reason  {}", verdict.reason.as_str());
+        if let Some(condition) = condition {
+            anstream::println!("  only    {condition}");
+        }
         for warning in policy.warnings() {
             anstream::eprintln!("{} {warning}", "warning:".yellow().bold());
         }
     }
     Ok(if verdict.is_allowed() { exit::OK } else { exit::REFUSED })
+}
+
+/// What the verdict on a destination leaves to the connection's first bytes.
+fn condition(policy: &Policy, destination: &Destination, verdict: &Verdict) -> Option<&'static str> {
+    let is_open_to_it = verdict.is_allowed() && verdict.rule == Rule::Default;
+    (destination.name.is_none() && is_open_to_it && policy.kernel().default == KernelDefault::ProxyTcp).then_some(
+        "as HTTP that names the address: names are denied, so TLS has to name a permitted one, and other protocols \
+         pass only to addresses that a permitted name was resolved to",
+    )
 }
 
 /// What is asked about.

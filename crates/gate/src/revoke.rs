@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use netns::{Family, SocketEntry, SocketTable, Transport};
 use policy::{
-    Decision, EventKind, Flow, FlowEvent, InForce, KernelDefault, NameSource, Protocol, Reason, Verdict,
+    Decision, EventKind, Flow, FlowEvent, InForce, NameSource, Protocol, Reason, Topology, Verdict,
 };
 
 use crate::{
@@ -63,9 +63,7 @@ fn judge(socket: &SocketEntry, before: &InForce, now: &InForce) -> Option<Option
 
 /// Whether the kernel forwards the socket's packets by the wire, which it does by address alone.
 fn is_wired(socket: &SocketEntry, in_force: &InForce) -> bool {
-    let is_proxied = socket.transport == Transport::Tcp
-        && in_force.policy.kernel().default == KernelDefault::ProxyTcpForwardPublic;
-    !is_proxied && in_force.policy.judge(&flow(socket)).is_allowed()
+    in_force.policy.topology() == Topology::Wire && in_force.policy.judge(&flow(socket)).is_allowed()
 }
 
 /// The resolver answers whatever address was asked.

@@ -69,10 +69,9 @@ impl Ruleset<'_> {
             .add_chain(&table, &Chain::regular("divert"))
             .add_chain(&table, &Chain::regular("refuse"))
             .add_chain(&table, &Chain::regular("report"))
+            .add_chain(&table, &Chain::regular("quiet"))
             .add_chain(&table, &hook("output", ChainType::Route, Hook::Output, priority::MANGLE))
             .add_chain(&table, &hook("prerouting", ChainType::Filter, Hook::Prerouting, priority::MANGLE))
-            .add_chain(&table, &hook("input", ChainType::Filter, Hook::Input, priority::FILTER))
-            .add_chain(&table, &hook("postrouting", ChainType::Filter, Hook::Postrouting, priority::FILTER))
             // An address that does not leave this namespace: the uplink would drop it, and nobody would be told.
             .add_rule(&table, "permit", V4::rule().oifname(WIRE).saddr(SANDBOX_V4).goto("refuse"))
             .add_rule(&table, "permit", V6::rule().oifname(WIRE).saddr(SANDBOX_V6).goto("refuse"))
@@ -82,8 +81,14 @@ impl Ruleset<'_> {
         self.sets(&mut batch, &table);
         self.output(&mut batch, &table);
         self.prerouting(&mut batch, &table);
-        self.input(&mut batch, &table);
-        self.postrouting(&mut batch, &table);
+        if self.slot.is_some() {
+            let filter = |name, at| hook(name, ChainType::Filter, at, priority::FILTER);
+            batch
+                .add_chain(&table, &filter("input", Hook::Input))
+                .add_chain(&table, &filter("postrouting", Hook::Postrouting));
+            input(&mut batch, &table);
+            postrouting(&mut batch, &table);
+        }
         if uses_bindings(self.view) {
             for (address, ports) in bound {
                 add_bound(&mut batch, address, ports);
@@ -120,12 +125,25 @@ impl Ruleset<'_> {
 
     fn output(&self, batch: &mut Batch, table: &Table) {
         let chain = "output";
-        batch.add_rule(table, chain, V4::rule().oifname("lo").daddr_in("own4").accept()).add_rule(
+        // What the proxy answers comes first: it is half of all packets.
+        batch.add_rule(table, chain, V4::rule().oifname("lo").daddr(SANDBOX_V4).accept()).add_rule(
             table,
             chain,
-            V6::rule().oifname("lo").daddr_in("own6").accept(),
+            V6::rule().oifname("lo").daddr(SANDBOX_V6).accept(),
         );
-        self.quiet(batch, table);
+        let has_entries = !self.view.allow.is_empty();
+        if self.view.default == KernelDefault::Refuse && !has_entries {
+            // The other half. That it stands before the floor lets nothing out: it leads to the proxy, and what is
+            // on the floor is never bound.
+            divert_bound::<V4>(batch, table, chain);
+            divert_bound::<V6>(batch, table, chain);
+        }
+        batch
+            .add_rule(table, chain, V4::rule().oifname("lo").daddr_in("own4").accept())
+            .add_rule(table, chain, V6::rule().oifname("lo").daddr_in("own6").accept())
+            .add_rule(table, chain, V4::rule().icmp().jump("quiet"))
+            .add_rule(table, chain, V6::rule().icmpv6().jump("quiet"));
+        quiet(batch, table);
         nobody_in_particular(batch, table, chain);
         batch
             .add_rule(table, chain, rule().udp().dport(DNS_PORT).goto("divert"))
@@ -143,33 +161,19 @@ impl Ruleset<'_> {
             batch.add_rule(table, chain, rule);
         }
         match self.view.default {
-            KernelDefault::Refuse => {
+            KernelDefault::Refuse if has_entries => {
                 divert_bound::<V4>(batch, table, chain);
                 divert_bound::<V6>(batch, table, chain);
             }
+            KernelDefault::Refuse => {}
             KernelDefault::ForwardPublic => {
                 batch.add_rule(table, chain, rule().goto("permit"));
             }
-            KernelDefault::ProxyTcpForwardPublic => {
-                batch.add_rule(table, chain, rule().tcp().goto("divert")).add_rule(
-                    table,
-                    chain,
-                    rule().l4proto_not(UDP).goto("permit"),
-                );
+            KernelDefault::ProxyTcp => {
+                batch.add_rule(table, chain, rule().tcp().goto("divert"));
             }
         }
         batch.add_rule(table, chain, rule().goto("refuse"));
-    }
-
-    /// What the namespace's own kernel says without anybody having asked it to: errors about packets that came in,
-    /// neighbour discovery, group membership. It is nobody's flow, so it is dropped without an event.
-    fn quiet(&self, batch: &mut Batch, table: &Table) {
-        for kind in [ICMP_UNREACHABLE, ICMP_REDIRECT, ICMP_TIME_EXCEEDED, ICMP_PARAMETER] {
-            batch.add_rule(table, "output", V4::rule().icmp().icmp_type(kind).drop());
-        }
-        for kind in ICMPV6_ERRORS.chain(ICMPV6_LISTENERS).chain(ICMPV6_NEIGHBOURS).chain([ICMPV6_MLDV2]) {
-            batch.add_rule(table, "output", V6::rule().icmpv6().icmp_type(kind).drop());
-        }
     }
 
     /// Diverted packets turn round on loopback and are handed to the listener that is meant; when there is none
@@ -180,29 +184,43 @@ impl Ruleset<'_> {
         let v6 = || V6::rule().iifname("lo").mark(DIVERT_MARK);
         let (dns, proxy) = (DNS_PORT, self.proxy_port);
         batch
+            .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy).accept())
+            .add_rule(table, chain, V4::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V4).accept())
+            .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy).accept())
+            .add_rule(table, chain, V6::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V6).accept())
             .add_rule(table, chain, v4().udp().dport(dns).tproxy(GATE_V4, dns).accept())
             .add_rule(table, chain, v6().udp().dport(dns).tproxy(GATE_V6, dns).accept())
             .add_rule(table, chain, v4().tcp().daddr(GATE_V4).dport(dns).tproxy(GATE_V4, dns).accept())
             .add_rule(table, chain, v6().tcp().daddr(GATE_V6).dport(dns).tproxy(GATE_V6, dns).accept())
-            .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy).accept())
-            .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy).accept())
             // What is left has turned round for want of another way: a daemon, or a wire.
             .add_rule(table, chain, V4::rule().iifname("lo").daddr_not_in("own4").goto("refuse"))
             .add_rule(table, chain, V6::rule().iifname("lo").daddr_not_in("own6").goto("refuse"));
     }
+}
 
-    /// What is to be diverted does not leave by the wire, not even from a socket that is bound to it.
-    fn postrouting(&self, batch: &mut Batch, table: &Table) {
-        batch.add_rule(table, "postrouting", rule().oifname(WIRE).mark(DIVERT_MARK).drop());
+/// What the namespace's own kernel says without anybody having asked it to: errors about packets that came in,
+/// neighbour discovery, group membership. It is nobody's flow, so it is dropped without an event.
+fn quiet(batch: &mut Batch, table: &Table) {
+    for kind in [ICMP_UNREACHABLE, ICMP_REDIRECT, ICMP_TIME_EXCEEDED, ICMP_PARAMETER] {
+        batch.add_rule(table, "quiet", V4::rule().icmp().icmp_type(kind).drop());
     }
+    for kind in ICMPV6_ERRORS.chain(ICMPV6_LISTENERS).chain(ICMPV6_NEIGHBOURS).chain([ICMPV6_MLDV2]) {
+        batch.add_rule(table, "quiet", V6::rule().icmpv6().icmp_type(kind).drop());
+    }
+}
 
-    /// What comes by the wire is replies: the uplink lets nothing else through, and neither does this.
-    fn input(&self, batch: &mut Batch, table: &Table) {
-        batch
-            .add_rule(table, "input", rule().iifname(WIRE).tcp().syn().drop())
-            .add_rule(table, "input", V4::rule().iifname_not("lo").daddr_not_in("own4").drop())
-            .add_rule(table, "input", V6::rule().iifname_not("lo").daddr_not_in("own6").drop());
-    }
+/// What is to be diverted does not leave by the wire, not even from a socket that is bound to it.
+fn postrouting(batch: &mut Batch, table: &Table) {
+    batch.add_rule(table, "postrouting", rule().oifname(WIRE).mark(DIVERT_MARK).drop());
+}
+
+/// What comes by the wire is replies: the uplink lets nothing else through, and neither does this.
+fn input(batch: &mut Batch, table: &Table) {
+    batch
+        .add_rule(table, "input", rule().iifname("lo").accept())
+        .add_rule(table, "input", rule().iifname(WIRE).tcp().syn().drop())
+        .add_rule(table, "input", V4::rule().daddr_not_in("own4").drop())
+        .add_rule(table, "input", V6::rule().daddr_not_in("own6").drop());
 }
 
 /// The kernel's elements for a bound address.
@@ -225,7 +243,6 @@ fn nobody_in_particular(batch: &mut Batch, table: &Table, chain: &str) {
         .add_rule(table, chain, V6::rule().daddr_within(v6).goto("refuse"));
 }
 
-const UDP: u8 = 17;
 const ICMP_UNREACHABLE: u8 = 3;
 const ICMP_REDIRECT: u8 = 5;
 const ICMP_TIME_EXCEEDED: u8 = 11;

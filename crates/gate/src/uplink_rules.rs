@@ -241,17 +241,8 @@ fn outwards(
     for rule in sets.rules(Direction::Out, PERMIT, REFUSE) {
         batch.add_rule(table, chain, rule);
     }
-    match carries.view.default {
-        KernelDefault::Refuse => {}
-        KernelDefault::ForwardPublic => {
-            batch.add_rule(table, chain, rule().goto(PERMIT));
-        }
-        KernelDefault::ProxyTcpForwardPublic => {
-            batch
-                .add_rule(table, chain, rule().tcp().goto(REFUSE))
-                .add_rule(table, chain, rule().udp().goto(REFUSE))
-                .add_rule(table, chain, rule().goto(PERMIT));
-        }
+    if carries.view.default == KernelDefault::ForwardPublic {
+        batch.add_rule(table, chain, rule().goto(PERMIT));
     }
     batch.add_rule(table, chain, rule().goto(REFUSE));
 }

@@ -18,9 +18,9 @@ pub enum KernelDefault {
     Refuse,
     /// Forward it if its destination is on the public internet (an open policy).
     ForwardPublic,
-    /// As [`Self::ForwardPublic`], but TCP goes through the proxy, because a deny entry is a name. UDP is refused
-    /// unless an address entry covers it: QUIC would hide the name.
-    ProxyTcpForwardPublic,
+    /// Hand TCP to the proxy and refuse the rest (an open policy in which a deny entry is a name): in the rest
+    /// nobody could check the name.
+    ProxyTcp,
 }
 
 /// Whether the sandbox needs an interface to the uplink namespace.

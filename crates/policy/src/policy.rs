@@ -81,8 +81,8 @@ impl Policy {
     /// - Without a port the question is whether some port is permitted (the resolver's question): allow entries
     ///   count whatever their port, deny entries only if they have none. ICMP and other protocols without ports
     ///   are only covered by entries without a port.
-    /// - UDP with a port is not permitted by name entries, and not by an open default next to deny entries that
-    ///   are names: nobody could check the name.
+    /// - Only TCP, in which the name can be checked, is permitted by name entries, or by an open default next to
+    ///   deny entries that are names.
     /// - Of several entries that match, the rule is the first in its list.
     pub fn judge(&self, flow: &Flow<'_>) -> Verdict {
         let subject = Subject::of(flow);
@@ -99,9 +99,10 @@ impl Policy {
         &self.kernel
     }
 
-    /// Whether the sandbox needs a wire: it does if an `allow_out` entry is an address, or if the default is open.
+    /// Whether the sandbox needs a wire: it does if an `allow_out` entry is an address, or if the default is open
+    /// without a name being denied.
     pub fn topology(&self) -> Topology {
-        if self.kernel.allow.is_empty() && self.kernel.default == KernelDefault::Refuse {
+        if self.kernel.allow.is_empty() && self.kernel.default != KernelDefault::ForwardPublic {
             Topology::NoWire
         } else {
             Topology::Wire
@@ -144,12 +145,8 @@ impl Policy {
         let (decision, reason) = match self.kernel.default {
             KernelDefault::Refuse => (Decision::Deny, Reason::DefaultDeny),
             _ if subject.is_private => (Decision::Deny, Reason::PrivateRange),
-            KernelDefault::ProxyTcpForwardPublic if subject.hides_name => {
-                (Decision::Deny, subject.hidden_name_reason())
-            }
-            KernelDefault::ForwardPublic | KernelDefault::ProxyTcpForwardPublic => {
-                (Decision::Allow, Reason::DefaultAllow)
-            }
+            KernelDefault::ProxyTcp if subject.hides_name => (Decision::Deny, subject.hidden_name_reason()),
+            KernelDefault::ForwardPublic | KernelDefault::ProxyTcp => (Decision::Allow, Reason::DefaultAllow),
         };
         verdict(decision, Rule::Default, reason)
     }
@@ -172,7 +169,7 @@ struct Subject<'a> {
     is_private: bool,
     allow_query: PortQuery,
     deny_query: PortQuery,
-    /// It carries datagrams, in which nobody can check the name.
+    /// It is not TCP, so nobody can check the name.
     hides_name: bool,
     port: Option<u16>,
 }
@@ -192,7 +189,11 @@ impl<'a> Subject<'a> {
             is_private: address.is_some_and(is_private),
             allow_query,
             deny_query,
-            hides_name: flow.protocol == Protocol::Udp && flow.port.is_some(),
+            hides_name: match flow.protocol {
+                Protocol::Tcp => false,
+                Protocol::Udp => flow.port.is_some(),
+                _ => true,
+            },
             port: flow.port,
         }
     }
@@ -214,7 +215,7 @@ fn kernel_view(allow: &EntryList, deny: &EntryList) -> KernelView {
     } else if !allow.is_empty() || deny.is_everything() {
         KernelDefault::Refuse
     } else if deny.has_names() {
-        KernelDefault::ProxyTcpForwardPublic
+        KernelDefault::ProxyTcp
     } else {
         KernelDefault::ForwardPublic
     };

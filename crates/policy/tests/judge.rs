@@ -230,11 +230,13 @@ fn a_denied_name_leaves_the_rest_open_and_closes_udp() {
     );
     assert_eq!(judge(&open, "allowed.test", None), allowed("default"));
     assert_eq!(judge(&open, "allowed.test@203.0.112.10", 443), allowed("default"));
-    assert_eq!(judge(&open, A1, 22), allowed("default"));
+    assert_eq!(judge(&open, "allowed.test@203.0.112.10", 22), allowed("default"));
+    assert_eq!(judge(&open, A1, 80), allowed("default"));
+    assert_eq!(judge_over(Protocol::Icmp, &open, A1, None), default_deny());
     assert_eq!(judge_over(Protocol::Udp, &open, A1, 443), denied("default", Reason::Quic));
     assert_eq!(judge_over(Protocol::Udp, &open, A1, 123), default_deny());
-    assert_eq!(open.kernel().default, KernelDefault::ProxyTcpForwardPublic);
-    assert_eq!(open.topology(), Topology::Wire);
+    assert_eq!(open.kernel().default, KernelDefault::ProxyTcp);
+    assert_eq!(open.topology(), Topology::NoWire);
 }
 
 #[test]

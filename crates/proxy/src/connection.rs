@@ -210,9 +210,7 @@ impl<E: Egress> Connection<E> {
 
     async fn judge(&self, in_force: &InForce, claim: &Claim) -> Result<Permit, Refusal> {
         match claim {
-            // Other names may share the address of a permitted one, so it does not stand for that.
-            Claim::Address => decision::by_binding(&*self.egress, in_force, self.destination)
-                .and_then(|_| decision::by_address(in_force, self.destination)),
+            Claim::Address => decision::by_named_address(&*self.egress, in_force, self.destination),
             Claim::Nothing => match decision::by_entry(in_force, self.destination) {
                 Some(permit) => Ok(permit),
                 None => decision::by_binding(&*self.egress, in_force, self.destination),

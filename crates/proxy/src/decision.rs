@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use policy::{
-    Decision, EchMode, EventKind, Flow, FlowEvent, HostName, InForce, NameSource, Protocol, Reason, Rule,
-    Verdict,
+    Decision, EchMode, EventKind, Flow, FlowEvent, HostName, InForce, KernelDefault, NameSource, Protocol,
+    Reason, Rule, Verdict,
 };
 
 use crate::{Egress, flows::Subject};
@@ -166,18 +166,49 @@ pub(crate) async fn by_name<E: Egress>(
     })
 }
 
-/// Judges a flow that names no host: permitted to an address that is bound to a permitted name, or that is
-/// permitted as an address.
+/// Judges a flow whose protocol names no host: permitted to an address that is bound to a permitted name or that an
+/// address entry covers. An open default is not enough where names are denied, because this may be one of them.
 pub(crate) fn by_binding<E: Egress>(
     egress: &E,
     in_force: &InForce,
     destination: SocketAddr,
 ) -> Result<Permit, Refusal> {
+    if let Some(judged) = by_bound_names(egress, in_force, destination) {
+        return judged;
+    }
+    let permit = by_address(in_force, destination).map_err(not_bound)?;
+    let may_be_denied = in_force.policy.kernel().default == KernelDefault::ProxyTcp;
+    if may_be_denied && !matches!(permit.verdict.rule, Rule::Entry { .. }) {
+        return Err(refusal(in_force, deny(Reason::NotBound), None, NameSource::None, destination));
+    }
+    Ok(permit)
+}
+
+/// Judges a flow that names an address as its host. Other names may share the address of a permitted one, so the
+/// permission has to be the address's own.
+pub(crate) fn by_named_address<E: Egress>(
+    egress: &E,
+    in_force: &InForce,
+    destination: SocketAddr,
+) -> Result<Permit, Refusal> {
+    match by_bound_names(egress, in_force, destination) {
+        Some(Err(refused)) => Err(refused),
+        Some(Ok(_)) => by_address(in_force, destination),
+        None => by_address(in_force, destination).map_err(not_bound),
+    }
+}
+
+/// The judgement on the names that the destination is bound to, if there are any: one that is permitted is enough.
+fn by_bound_names<E: Egress>(
+    egress: &E,
+    in_force: &InForce,
+    destination: SocketAddr,
+) -> Option<Result<Permit, Refusal>> {
     let mut refused = None;
     for name in egress.names_bound_to(destination.ip()) {
         let verdict = judge(in_force, Some(&name), Some(destination.ip()), destination.port());
         if verdict.is_allowed() {
-            return Ok(Permit {
+            return Some(Ok(Permit {
                 verdict,
                 name: Some(name),
                 source: NameSource::Dns,
@@ -185,21 +216,19 @@ pub(crate) fn by_binding<E: Egress>(
                 port: destination.port(),
                 generation: in_force.generation,
                 ech: false,
-            });
+            }));
         }
         refused = Some(refusal(in_force, verdict, Some(name), NameSource::Dns, destination));
     }
-    match (by_address(in_force, destination), refused) {
-        // A name that is refused and an address that nobody refuses: the name is the better knowledge.
-        (_, Some(refused)) => Err(refused),
-        (Ok(permit), None) => Ok(permit),
-        (Err(mut refused), None) => {
-            if refused.verdict.reason == Reason::DefaultDeny {
-                refused.verdict.reason = Reason::NotBound;
-            }
-            Err(refused)
-        }
+    refused.map(Err)
+}
+
+/// The kernel would not have diverted what no name was ever bound to, unless the policy has changed since.
+fn not_bound(mut refused: Refusal) -> Refusal {
+    if refused.verdict.reason == Reason::DefaultDeny {
+        refused.verdict.reason = Reason::NotBound;
     }
+    refused
 }
 
 /// Whether the policy refuses Encrypted Client Hello.

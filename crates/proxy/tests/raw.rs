@@ -67,6 +67,24 @@ fn an_unknown_protocol_passes_to_a_bound_address_of_a_permitted_name_and_to_no_o
 }
 
 #[test]
+fn under_an_open_policy_that_denies_a_name_an_unknown_protocol_passes_only_to_bound_addresses() {
+    lab(|lab| async move {
+        lab.set_policy(&PolicySpec { deny_out: vec!["evil.test".to_owned()], ..PolicySpec::default() });
+        lab.egress.bind(GOOD, "good.test");
+        lab.proxy(22);
+        let (good, evil) = (Server::listen(GOOD, 22).await, Server::listen(EVIL, 22).await);
+        relayed(&lab, &good).await;
+        let before = lab.events().len();
+        let mut client = lab.connect(EVIL, 22).await;
+        write(&mut client, b"SSH-2.0-client\r\n").await;
+        assert_reset(&mut client).await;
+        let events = lab.wait_events(before + 1).await;
+        assert_event(&events[before], EventKind::EgressBlocked, "not_bound", None, NameSource::None);
+        assert!(!evil.was_reached());
+    });
+}
+
+#[test]
 fn an_unknown_protocol_never_passes_on_the_ports_of_the_web() {
     lab(|lab| async move {
         ssh(&lab).await;
