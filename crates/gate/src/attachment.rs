@@ -42,7 +42,8 @@ pub(crate) struct Listeners {
     pub(crate) log: LogSocket,
     pub(crate) dns_udp: [UdpSocket; 2],
     pub(crate) dns_tcp: [TcpListener; 2],
-    pub(crate) proxy: [TcpListener; 2],
+    /// Those of each address family.
+    pub(crate) proxy: [Vec<TcpListener>; 2],
 }
 
 impl Attachment {
@@ -121,13 +122,13 @@ impl Attachment {
             let (zone, stop) = (Arc::clone(sandbox), self.member.stop.clone());
             self.spawn("the resolver", dns::serve_tcp(listener, zone, config.upstream.clone(), stop));
         }
-        for listener in proxy {
+        for listeners in proxy {
             let (egress, stop) = (Arc::clone(sandbox), self.member.stop.clone());
             let (flows, limits) = (Arc::clone(&sandbox.flows), config.limits);
             let workers = self.shared.workers.clone();
             self.spawn(
                 "the proxy",
-                async move { workers.serve(listener, egress, flows, limits, stop).await },
+                async move { workers.serve(listeners, egress, flows, limits, stop).await },
             );
         }
         Ok(())

@@ -26,7 +26,8 @@ pub(crate) struct Interior {
     pub(crate) log: LogSocket,
     pub(crate) dns_udp: [UdpSocket; 2],
     pub(crate) dns_tcp: [TcpListener; 2],
-    pub(crate) proxy: [TcpListener; 2],
+    /// Those of each address family.
+    pub(crate) proxy: [Vec<TcpListener>; 2],
     /// The port of `proxy`.
     pub(crate) proxy_port: u16,
 }
@@ -76,6 +77,9 @@ impl Interior {
 
 const DNS_BACKLOG: i32 = 64;
 const PROXY_BACKLOG: i32 = 1024;
+/// On how many of the proxies' threads a sandbox's connections are spread: so many, so that one that is busy does not
+/// hold up all others, and no more, because each costs every sandbox two sockets.
+const PROXY_LISTENERS: usize = 2;
 
 fn own_addresses() -> [IpAddr; 2] {
     [SANDBOX_V4.into(), SANDBOX_V6.into()]
@@ -154,10 +158,10 @@ fn forget_wires() -> Result<(), netns::Error> {
     Ok(())
 }
 
-fn listen_on_a_free_port() -> Result<(u16, [TcpListener; 2]), GateError> {
+fn listen_on_a_free_port() -> Result<(u16, [Vec<TcpListener>; 2]), GateError> {
     let mut taken = None;
     for port in PROXY_PORTS {
-        match both(gate_sockets(port), |address| listen(address, PROXY_BACKLOG)) {
+        match both(gate_sockets(port), listen_as_several) {
             Err(GateError::Listen { address, source }) if source.kind() == io::ErrorKind::AddrInUse => {
                 taken = Some(GateError::Listen { address, source });
             }
@@ -165,6 +169,11 @@ fn listen_on_a_free_port() -> Result<(u16, [TcpListener; 2]), GateError> {
         }
     }
     Err(taken.expect("there is a port, and it was either listened on or taken"))
+}
+
+fn listen_as_several(address: SocketAddr) -> io::Result<Vec<TcpListener>> {
+    let listener = || sys::net::listen_transparent_shared(address, OWN_MARK, PROXY_BACKLOG);
+    std::iter::repeat_with(listener).take(PROXY_LISTENERS).collect()
 }
 
 fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {

@@ -18,7 +18,7 @@ use crate::{Egress, Flows, Limits, serve};
 /// Threads for [`serve`], each with a runtime of its own. A clone is the same threads; they end with the last one.
 ///
 /// All flows of one listener stay on one thread: no connection is handed from core to core, which costs more than
-/// all the rest of setting it up, and no sandbox takes more than a core for its flows.
+/// all the rest of setting it up, and no sandbox takes more cores for its flows than it has listeners.
 #[derive(Clone, Debug)]
 pub struct Workers {
     workers: Arc<[Worker]>,
@@ -44,27 +44,38 @@ impl Workers {
         Ok(Self { workers: workers.collect::<io::Result<_>>()?, _running: Arc::new(stop.drop_guard()) })
     }
 
-    /// As [`serve`], on the thread that serves the fewest listeners. The listener must be non-blocking.
+    /// As [`serve`], each listener on a thread of its own as far as there are so many, beginning with those that serve
+    /// the fewest. The listeners must be non-blocking.
     ///
     /// # Errors
-    /// When the listener cannot be prepared or registered, or the threads have ended.
+    /// When a listener cannot be prepared or registered, or the threads have ended. The others end with it.
     pub async fn serve<E: Egress>(
         &self,
-        listener: TcpListener,
+        listeners: Vec<TcpListener>,
         egress: Arc<E>,
         flows: Arc<Flows>,
         limits: Limits,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let idlest = self.workers.iter().min_by_key(|worker| worker.listeners.load(Ordering::Relaxed));
-        let worker = idlest.ok_or(io::ErrorKind::NotFound)?;
-        // If the caller stops waiting, so does the server.
+        let mut idlest: Vec<&Worker> = self.workers.iter().collect();
+        idlest.sort_by_key(|worker| worker.listeners.load(Ordering::Relaxed));
+        // If the caller stops waiting, or one server fails, so do all.
         let stop = stop.child_token();
-        let _guard = (Serving::begin(&worker.listeners), stop.clone().drop_guard());
-        let serving = async move {
-            serve(tokio::net::TcpListener::from_std(listener)?, egress, flows, limits, stop).await
-        };
-        worker.runtime.spawn(serving).await.map_err(io::Error::other)?
+        let _guard = stop.clone().drop_guard();
+        let (mut servers, mut counted) = (Vec::new(), Vec::new());
+        for (listener, worker) in listeners.into_iter().zip(idlest.into_iter().cycle()) {
+            counted.push(Serving::begin(&worker.listeners));
+            let (egress, flows, stop) = (egress.clone(), flows.clone(), stop.clone());
+            servers.push(worker.runtime.spawn(async move {
+                // However this one ends, the others end too.
+                let _guard = stop.clone().drop_guard();
+                serve(tokio::net::TcpListener::from_std(listener)?, egress, flows, limits, stop).await
+            }));
+        }
+        for server in servers {
+            server.await.map_err(io::Error::other)??;
+        }
+        Ok(())
     }
 }
 

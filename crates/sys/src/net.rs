@@ -5,7 +5,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener, UdpSocket},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt};
@@ -19,9 +19,28 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen,
 /// # Errors
 /// What the failing system call says; `AddrInUse` when the port is taken.
 pub fn listen_transparent(address: SocketAddr, mark: u32, backlog: i32) -> io::Result<TcpListener> {
+    listen_with(address, mark, backlog, |_| Ok(()))
+}
+
+/// As [`listen_transparent`], as one of several listeners at the same address, among which the kernel spreads
+/// connections (`SO_REUSEPORT`). Only sockets of the same user can be among them.
+///
+/// # Errors
+/// As [`listen_transparent`].
+pub fn listen_transparent_shared(address: SocketAddr, mark: u32, backlog: i32) -> io::Result<TcpListener> {
+    listen_with(address, mark, backlog, |socket| Ok(sockopt::set_socket_reuseport(socket, true)?))
+}
+
+fn listen_with(
+    address: SocketAddr,
+    mark: u32,
+    backlog: i32,
+    prepare: impl Fn(&OwnedFd) -> io::Result<()>,
+) -> io::Result<TcpListener> {
     let socket = socket_with(family_of(address), SocketType::STREAM, FLAGS, Some(ipproto::TCP))?;
     // Connections of an earlier daemon may still be in TIME_WAIT.
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    prepare(&socket)?;
     prepare_transparent(&socket, address, mark)?;
     bind(&socket, &address)?;
     listen(&socket, backlog)?;
