@@ -81,8 +81,9 @@ impl Attachment {
         }
     }
 
-    /// Cuts everything: the sockets inside are closed, connections with them, and the wire is removed. The rules stay
-    /// as long as the namespace does. To be called when the sandbox's processes are gone; calling it twice is fine.
+    /// Cuts everything: the sockets inside are closed, connections with them, and nothing passes by the wire. The rules
+    /// stay as long as the namespace does, and so do the interfaces of the wire, unless that is for long. To be called
+    /// when the sandbox's processes are gone; calling it twice is fine.
     pub async fn detach(&self) {
         self.member.stop.cancel();
         self.member.tasks.close();
@@ -151,7 +152,6 @@ impl Drop for Attachment {
         self.member.stop.cancel();
         let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
         let release = move || member.release(&shared);
-        // Removing a wire blocks for some 15 ms.
         drop(self.shared.runtime.spawn_blocking(release));
     }
 }

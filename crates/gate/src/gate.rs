@@ -6,7 +6,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::OwnedFd,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -357,6 +357,13 @@ async fn sweep(shared: Weak<Shared>, stop: CancellationToken) {
         for member in shared.members() {
             member.sandbox.tidy();
             tokio::task::yield_now().await;
+        }
+        let removed = blocking(move || {
+            let Some(before) = Instant::now().checked_sub(SWEEP) else { return Ok(()) };
+            shared.with_existing_uplink(|uplink| uplink.remove_lingering(before))
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(error = %chain(&error), "wires of ended sandboxes were not removed");
         }
     }
 }

@@ -64,9 +64,9 @@ impl Member {
         self.wire.lock().is_laid
     }
 
-    /// Ends everything for good: no policy is put in force any more, and the wire goes. The rules stay in the
-    /// sandbox's namespace: without the sockets of the resolver and the proxy, they refuse everything that would go
-    /// there.
+    /// Ends everything for good: no policy is put in force any more, and nothing passes by the wire, which goes with
+    /// the sandbox's namespace. The rules stay there: without the sockets of the resolver and the proxy, they refuse
+    /// everything that would go to those.
     pub(crate) fn retire(&self, shared: &Shared) {
         let mut wire = self.wire.lock();
         if !wire.is_detached {
@@ -76,7 +76,8 @@ impl Member {
         if wire.is_laid {
             wire.is_laid = false;
             if let Some(slot) = wire.slot {
-                self.disconnect(shared, slot);
+                let cut = shared.with_existing_uplink(|uplink| uplink.cut(slot));
+                cut.unwrap_or_else(|error| self.complain(&error));
             }
         }
     }

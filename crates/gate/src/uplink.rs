@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     os::fd::AsFd,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -29,6 +29,8 @@ pub(crate) struct Uplink {
     /// The table in the machine's namespace lives as long as this.
     _machine: nft::Connection,
     wires: HashMap<Slot, WireRules>,
+    /// Wires that were cut, and when: their interfaces may still be there.
+    lingering: VecDeque<(Slot, Instant)>,
     free: FreeSlots,
 }
 
@@ -52,8 +54,14 @@ impl Uplink {
         let linked = namespace.run(|| link_inside(daemon));
         linked.map_err(|error| GateError::EnterNamespace(WHOSE, error))?.map_err(GateError::Uplink)?;
         // From here on the sockets opened inside keep the namespace.
-        let this =
-            Self { routes, filter, _machine: machine, wires: HashMap::new(), free: FreeSlots::default() };
+        let this = Self {
+            routes,
+            filter,
+            _machine: machine,
+            wires: HashMap::new(),
+            lingering: VecDeque::new(),
+            free: FreeSlots::default(),
+        };
         Ok((this, log))
     }
 
@@ -91,15 +99,43 @@ impl Uplink {
     }
 
     /// Removes a wire. What has no other way stays on the sandbox's loopback then.
+    ///
+    /// Takes some 15 ms, which the kernel waits to be sure that nobody uses the interfaces any more.
     pub(crate) fn disconnect(&mut self, slot: Slot) -> Result<(), GateError> {
+        self.cut(slot)?;
+        self.remove_link(slot).map(drop)
+    }
+
+    /// Lets nothing pass by a wire any more whose sandbox has ended. Its interfaces go with the sandbox's namespace,
+    /// a moment later: nobody has to wait for that.
+    pub(crate) fn cut(&mut self, slot: Slot) -> Result<(), GateError> {
         if let Some(rules) = self.wires.remove(&slot) {
             let batch = uplink_rules::remove_wire(slot, &rules);
             self.filter.commit(batch).map_err(|error| GateError::Rules(WHOSE, error))?;
+            self.lingering.push_back((slot, Instant::now()));
         }
+        Ok(())
+    }
+
+    /// Removes the interfaces of wires that were cut before `before` and whose namespaces are still there.
+    pub(crate) fn remove_lingering(&mut self, before: Instant) -> Result<(), GateError> {
+        while let Some((slot, _)) = self.lingering.pop_front_if(|(_, cut)| *cut < before) {
+            if self.remove_link(slot)? {
+                tracing::warn!(wire = slot.interface(), "the namespace of an ended sandbox is still in use");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there was one.
+    fn remove_link(&mut self, slot: Slot) -> Result<bool, GateError> {
         let set_up = |error| GateError::SetUp(WHOSE, error);
-        match self.routes.link_index(&slot.interface()).map_err(set_up)? {
-            Some(link) => self.routes.delete_link(link).map_err(set_up),
-            None => Ok(()),
+        self.lingering.retain(|(lingering, _)| *lingering != slot);
+        let Some(link) = self.routes.link_index(&slot.interface()).map_err(set_up)? else { return Ok(false) };
+        match self.routes.delete_link(link) {
+            // It went by itself in between.
+            Err(error) if error.is_no_such_device() => Ok(false),
+            other => other.map(|()| true).map_err(set_up),
         }
     }
 
@@ -109,6 +145,8 @@ impl Uplink {
     }
 
     fn lay(&mut self, slot: Slot, sandbox: &NetNs) -> Result<(), GateError> {
+        // Of an earlier sandbox with this slot.
+        self.remove_link(slot)?;
         let set_up = |error| GateError::SetUp(WHOSE, error);
         let name = slot.interface();
         let veth = Veth {
@@ -279,6 +317,10 @@ pub(crate) fn daemon_number(id: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use policy::{Floor, Policy, PolicySpec};
+
     use super::*;
 
     #[test]
@@ -291,6 +333,46 @@ mod tests {
         assert!(![a, b].contains(&free.take().unwrap()));
         free.next = Slot::COUNT;
         assert_eq!([free.take(), free.take(), free.take()], [Some(b), Some(a), None]);
+    }
+
+    #[test]
+    fn a_wire_that_was_cut_goes_with_its_sandbox_and_if_that_stays_by_itself() {
+        let (machine, ()) = NetNs::create_and(|| ()).unwrap();
+        machine
+            .run(|| {
+                let (mut uplink, _log) = Uplink::create(1, &[], false).unwrap();
+                let spec = PolicySpec::default();
+                let policy = Policy::compile(&spec, Arc::new(Floor::new([]))).unwrap();
+                let carries = Carries { view: policy.kernel(), ipv6: false };
+                let lay = |uplink: &mut Uplink| {
+                    let slot = uplink.reserve().unwrap();
+                    let loopback = || Connection::open()?.bring_up(LinkIndex::LOOPBACK);
+                    let (sandbox, up) = NetNs::create_and(loopback).unwrap();
+                    up.unwrap();
+                    uplink.connect(slot, &sandbox, carries).unwrap();
+                    (slot, sandbox)
+                };
+                let ((going, gone), (staying, stays)) = (lay(&mut uplink), lay(&mut uplink));
+                let there = |uplink: &mut Uplink, slot: Slot| {
+                    uplink.routes.link_index(&slot.interface()).unwrap().is_some()
+                };
+                for slot in [going, staying] {
+                    assert!(there(&mut uplink, slot));
+                    uplink.cut(slot).unwrap();
+                }
+                drop(gone);
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while there(&mut uplink, going) {
+                    assert!(Instant::now() < deadline, "the wire stays");
+                    std::thread::yield_now();
+                }
+                assert!(there(&mut uplink, staying));
+                uplink.remove_lingering(Instant::now()).unwrap();
+                assert!(!there(&mut uplink, staying));
+                assert!(uplink.lingering.is_empty());
+                drop(stays);
+            })
+            .unwrap();
     }
 
     #[test]
