@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-/// An action on nftables or on a packet log that failed.
+/// An action on nftables, on a packet log or on tracked connections that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No netlink socket could be opened or configured.
@@ -62,6 +62,17 @@ pub enum Error {
         /// The part concerned.
         what: &'static str,
     },
+    /// The kernel does not tell of connections that end.
+    #[error("cannot be told of tracked connections that end: {0}")]
+    Subscribe(#[source] io::Error),
+    /// The kernel refused a request about tracked connections.
+    #[error("cannot {action}: {source}")]
+    Conntrack {
+        /// What was to be done.
+        action: &'static str,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// A packet log group could not be taken; `EPERM` also when another socket of the namespace has it.
     #[error("cannot bind packet log group {group}: {source}")]
     BindGroup {
@@ -98,6 +109,8 @@ impl Error {
         match self {
             Self::Open(source)
             | Self::Receive(source)
+            | Self::Subscribe(source)
+            | Self::Conntrack { source, .. }
             | Self::Send { source, .. }
             | Self::Rejected { source, .. }
             | Self::List { source, .. }

@@ -28,6 +28,9 @@ impl Register {
 /// The register that ends or redirects the evaluation.
 const VERDICT_REGISTER: u32 = 0;
 
+/// `NFT_CT_MARK`.
+const CT_MARK: u32 = 3;
+
 /// `NFT_META_*`.
 #[derive(Clone, Copy)]
 pub(crate) enum Meta {
@@ -126,6 +129,20 @@ impl Expressions {
         self.push("ct", |writer| {
             writer.u32(1, register.number());
             writer.u32(2, STATE);
+        });
+    }
+
+    pub(crate) fn load_ct_mark(&mut self, register: Register) {
+        self.push("ct", |writer| {
+            writer.u32(1, register.number());
+            writer.u32(2, CT_MARK);
+        });
+    }
+
+    pub(crate) fn store_ct_mark(&mut self, register: Register) {
+        self.push("ct", |writer| {
+            writer.u32(2, CT_MARK);
+            writer.u32(4, register.number());
         });
     }
 

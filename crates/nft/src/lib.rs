@@ -1,4 +1,4 @@
-//! Typed nftables transactions and packet logs over netlink.
+//! Typed nftables transactions, packet logs and tracked connections over netlink.
 //!
 //! A [`Connection`] talks to the nftables of the network namespace in which it was opened. A [`Batch`] collects
 //! changes and [`Connection::commit`] applies them as one transaction: all of them, or none. Rules are built with
@@ -26,14 +26,17 @@
 //! ```
 //!
 //! [`LogSocket`] reads what a rule's [`Log`] statement sent to a group (NFLOG), with an exact count of what was
-//! lost on the way.
+//! lost on the way. [`conntrack`] tells of tracked connections that end, with what they amounted to, and ends them.
 
 mod batch;
 mod connection;
+pub mod conntrack;
 mod describe;
 mod error;
 mod established;
 mod expression;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod log;
 mod message;
 mod object;

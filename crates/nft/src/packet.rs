@@ -43,6 +43,8 @@ pub struct Flow {
     pub tcp_flags: Option<u8>,
     /// Type and code of an ICMP or ICMPv6 message.
     pub icmp: Option<(u8, u8)>,
+    /// The identifier in an ICMP or ICMPv6 message, if it is a query: one of echo, timestamp or address mask.
+    pub icmp_id: Option<u16>,
 }
 
 impl Packet {
@@ -83,13 +85,19 @@ impl Flow {
             source,
             destination,
             protocol,
-            ports: matches!(protocol, TCP | UDP | DCCP | SCTP | UDP_LITE).then(ports).flatten(),
+            ports: has_ports(protocol).then(ports).flatten(),
             tcp_flags: (protocol == TCP).then(|| header.get(13).copied()).flatten(),
             icmp: matches!(protocol, ICMP | ICMPV6)
                 .then(|| Some((*header.first()?, *header.get(1)?)))
                 .flatten(),
+            icmp_id: is_icmp_query(protocol, header).then(|| header.get(4..).and_then(be16)).flatten(),
         }
     }
+}
+
+/// Whether a protocol's header begins with two ports.
+pub(crate) fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | DCCP | SCTP | UDP_LITE)
 }
 
 const ICMP: u8 = 1;
@@ -99,6 +107,11 @@ const DCCP: u8 = 33;
 const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
+
+/// RFC 792 and RFC 950; RFC 4443.
+fn is_icmp_query(protocol: u8, header: &[u8]) -> bool {
+    matches!((protocol, header.first()), (ICMP, Some(0 | 8 | 13..=18)) | (ICMPV6, Some(128 | 129)))
+}
 
 /// RFC 791.
 fn read_ipv4(packet: &[u8]) -> Option<Flow> {
@@ -224,7 +237,11 @@ mod tests {
     #[test]
     fn an_icmp_message_has_type_and_code() {
         let flow = Flow::read(&ipv4(ICMP, 0, &[8, 0, 0, 0])).unwrap();
-        assert_eq!((flow.icmp, flow.ports), (Some((8, 0)), None));
+        assert_eq!((flow.icmp, flow.ports, flow.icmp_id), (Some((8, 0)), None, None));
+        let flow = Flow::read(&ipv4(ICMP, 0, &[8, 0, 0, 0, 0x12, 0x34])).unwrap();
+        assert_eq!(flow.icmp_id, Some(0x1234));
+        let unreachable = Flow::read(&ipv4(ICMP, 0, &[3, 1, 0, 0, 0x12, 0x34])).unwrap();
+        assert_eq!(unreachable.icmp_id, None);
     }
 
     proptest! {

@@ -5,8 +5,9 @@
 //! [`udp`](Match::udp), a reset be sent only behind `tcp`. The methods that end a rule return a [`Rule`], and only
 //! that can be added to a chain.
 
+mod tracking;
+
 use std::marker::PhantomData;
-use std::ops::BitOr;
 use std::time::Duration;
 
 use crate::established::{
@@ -22,6 +23,8 @@ use crate::range::{Address, AddressRange};
 use crate::selector::{DPORT, Daddr, Dport, LookupKey, SPORT, Saddr, load};
 use crate::set::{InterfaceName, Key};
 use crate::uapi::nfproto;
+
+pub use tracking::CtState;
 
 /// Starts a rule that matches every packet.
 pub fn rule() -> Match<AnyFamily, AnyProtocol> {
@@ -49,30 +52,6 @@ pub struct Match<F, P> {
     expressions: Expressions,
     too_long: bool,
     established: PhantomData<(F, P)>,
-}
-
-/// States of a tracked connection; combine them with `|`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CtState(u32);
-
-impl CtState {
-    /// Not a packet the tracker can make sense of.
-    pub const INVALID: Self = Self(1);
-    /// Packets were seen both ways.
-    pub const ESTABLISHED: Self = Self(1 << 1);
-    /// Belongs to another connection, e.g. an ICMP error.
-    pub const RELATED: Self = Self(1 << 2);
-    /// The first packets of a connection.
-    pub const NEW: Self = Self(1 << 3);
-    /// Exempt from tracking.
-    pub const UNTRACKED: Self = Self(1 << 6);
-}
-
-impl BitOr for CtState {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
 
 /// What the routing tables say an address is (`RTN_*`).
@@ -163,13 +142,6 @@ impl<F, P> Match<F, P> {
         self.meta(Meta::Skuid, Comparison::NotEqual, &uid.to_ne_bytes())
     }
 
-    /// Belongs to a connection in one of these states. Makes the namespace track connections.
-    pub fn ct_state(mut self, states: CtState) -> Self {
-        self.expressions.load_ct_state(Register::FIRST);
-        self.expressions.mask(Register::FIRST, &states.0.to_ne_bytes());
-        self.compare(Comparison::NotEqual, &[0; 4])
-    }
-
     /// Goes to an address of this kind.
     pub fn fib_daddr_type(mut self, kind: AddressType) -> Self {
         self.expressions.load_daddr_type(Register::FIRST);
@@ -240,12 +212,6 @@ impl<F, P> Match<F, P> {
         load(&mut self.expressions, &key);
         self.expressions.lookup_value(map, Register::FIRST, Register::FIRST);
         self.expressions.store_meta(Meta::Mark, Register::FIRST);
-        self
-    }
-
-    /// Exempts the packet from connection tracking. Before [`CONNTRACK`](crate::priority::CONNTRACK) only.
-    pub fn notrack(mut self) -> Self {
-        self.expressions.notrack();
         self
     }
 

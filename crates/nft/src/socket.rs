@@ -41,6 +41,11 @@ impl Socket {
         Ok(Self { inner, sendable: usable(sendable) })
     }
 
+    /// Has the kernel send what it multicasts to a group (`NFNLGRP_*`).
+    pub(crate) fn join(&mut self, group: u32) -> io::Result<()> {
+        self.inner.add_membership(group)
+    }
+
     /// Sends one datagram whole: the kernel has dealt with it when this returns.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.len() > self.sendable {

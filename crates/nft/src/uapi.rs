@@ -1,9 +1,11 @@
-//! Numbers of the kernel's interface: `linux/netfilter/nf_tables.h`, `nfnetlink.h` and `nfnetlink_log.h`.
+//! Numbers of the kernel's interface: `linux/netfilter/nf_tables.h`, `nfnetlink.h`, `nfnetlink_log.h` and
+//! `nfnetlink_conntrack.h`.
 //!
 //! One module for each attribute space or enumeration, with the header's names less their prefix.
 
 /// `NFNL_SUBSYS_*`, the high byte of a message's type.
 pub(crate) mod subsystem {
+    pub(crate) const CTNETLINK: u16 = 1;
     pub(crate) const ULOG: u16 = 4;
     pub(crate) const NFTABLES: u16 = 10;
 }
@@ -163,6 +165,7 @@ pub(crate) mod ulog {
     pub(crate) const CFG_QTHRESH: u16 = 5;
     pub(crate) const CFG_FLAGS: u16 = 6;
     pub(crate) const CMD_BIND: u8 = 1;
+    pub(crate) const CMD_UNBIND: u8 = 2;
     pub(crate) const COPY_PACKET: u8 = 2;
     pub(crate) const FLAG_SEQ: u16 = 1;
     pub(crate) const NLBUFSIZ_MIN: u32 = 4096;
@@ -180,4 +183,45 @@ pub(crate) mod packet {
     pub(crate) const UID: u16 = 11;
     pub(crate) const SEQ: u16 = 12;
     pub(crate) const GID: u16 = 14;
+}
+
+/// `NFNLGRP_*`.
+pub(crate) mod group {
+    pub(crate) const CONNTRACK_DESTROY: u32 = 3;
+}
+
+/// `IPCTNL_MSG_CT_*`, `CTA_*` and `IPS_*` of tracked connections.
+pub(crate) mod ct {
+    pub(crate) const MSG_GET: u16 = 1;
+    pub(crate) const MSG_DELETE: u16 = 2;
+    pub(crate) const TUPLE_ORIG: u16 = 1;
+    pub(crate) const TUPLE_REPLY: u16 = 2;
+    pub(crate) const STATUS: u16 = 3;
+    pub(crate) const PROTOINFO: u16 = 4;
+    pub(crate) const TIMEOUT: u16 = 7;
+    pub(crate) const MARK: u16 = 8;
+    pub(crate) const COUNTERS_ORIG: u16 = 9;
+    pub(crate) const COUNTERS_REPLY: u16 = 10;
+    pub(crate) const TIMESTAMP: u16 = 20;
+    pub(crate) const MARK_MASK: u16 = 21;
+    pub(crate) const TUPLE_IP: u16 = 1;
+    pub(crate) const TUPLE_PROTO: u16 = 2;
+    pub(crate) const IP_V4_SRC: u16 = 1;
+    pub(crate) const IP_V4_DST: u16 = 2;
+    pub(crate) const IP_V6_SRC: u16 = 3;
+    pub(crate) const IP_V6_DST: u16 = 4;
+    pub(crate) const PROTO_NUM: u16 = 1;
+    pub(crate) const PROTO_SRC_PORT: u16 = 2;
+    pub(crate) const PROTO_DST_PORT: u16 = 3;
+    /// Identifier, type and code.
+    pub(crate) const ICMP: [u16; 3] = [4, 5, 6];
+    /// As [`ICMP`].
+    pub(crate) const ICMPV6: [u16; 3] = [7, 8, 9];
+    pub(crate) const PROTOINFO_TCP: u16 = 1;
+    pub(crate) const TCP_STATE: u16 = 1;
+    pub(crate) const COUNTERS_PACKETS: u16 = 1;
+    pub(crate) const COUNTERS_BYTES: u16 = 2;
+    pub(crate) const TIMESTAMP_START: u16 = 1;
+    pub(crate) const TIMESTAMP_STOP: u16 = 2;
+    pub(crate) const STATUS_ASSURED: u32 = 1 << 2;
 }

@@ -230,6 +230,8 @@ fn matches_are_listed_as_meant() {
                     "ct state established,related",
                 ),
                 (rule().ct_state(CtState::INVALID).end(), "ct state invalid"),
+                (rule().ct_mark(7).end(), "ct mark 7"),
+                (rule().set_ct_mark(0x0102).end(), "ct mark set 0x102"),
                 (rule().fib_daddr_type(AddressType::Local).end(), "fib daddr type local"),
                 (rule().fib_daddr_type_not(AddressType::Broadcast).end(), "fib daddr type != broadcast"),
                 (rule().limit_per_second(10, 20).end(), "limit rate 10/second burst 20 packets"),

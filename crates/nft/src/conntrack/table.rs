@@ -1,0 +1,216 @@
+//! Listing connections and ending them.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use rustix::io::Errno;
+
+use super::{Entry, Tuple};
+use crate::error::Error;
+use crate::message::{Head, Message, Messages, Writer, acknowledgement};
+use crate::socket::{Incoming, Socket};
+use crate::uapi::{ct, nfproto, subsystem};
+
+/// The connections of one network namespace.
+pub struct Table {
+    socket: Socket,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+/// Room for listings.
+const RECEIVE_BUFFER: usize = 1 << 20;
+/// The kernel answers at once; this bounds the wait should it ever not.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How many connections are ended with one request; the answers to all of them fit into the receive buffer.
+const AT_ONCE: usize = 64;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+impl Table {
+    /// Opens the table of the calling thread's network namespace. It can be used from any thread afterwards.
+    ///
+    /// # Errors
+    /// When no netlink socket can be opened.
+    pub fn open() -> Result<Self, Error> {
+        let socket = Socket::open(RECEIVE_BUFFER).map_err(Error::Open)?;
+        Ok(Self { socket, buffer: vec![0; 1 << 16], sequence: 0 })
+    }
+
+    /// Ends these connections, given as their first packets had them: the next packet of each begins a new one.
+    /// Those that are not there are passed over. Returns how many there were.
+    ///
+    /// # Errors
+    /// When the kernel refuses one for another reason than its absence. The others are ended all the same.
+    pub fn end(&mut self, connections: &[Tuple]) -> Result<usize, Error> {
+        let mut ended = 0;
+        let mut refused = None;
+        for chunk in connections.chunks(AT_ONCE) {
+            let mut request = Writer::with_capacity(128 * chunk.len());
+            let first = self.sequence.wrapping_add(1);
+            for tuple in chunk {
+                let head = self.head(ct::MSG_DELETE, NLM_F_ACK, tuple.family());
+                request.message(head, |writer| {
+                    writer.nest(ct::TUPLE_ORIG, |writer| tuple.write(writer));
+                });
+            }
+            self.send(request.bytes())?;
+            for code in self.answers(first, chunk.len())? {
+                match code {
+                    0 => ended += 1,
+                    code if is_absent(code) => {}
+                    code => refused = Some(code),
+                }
+            }
+        }
+        match refused {
+            Some(code) => Err(Error::Conntrack { action: "end a connection", source: kernel_error(code) }),
+            None => Ok(ended),
+        }
+    }
+
+    /// Ends all connections that have this mark. Takes a millisecond or two: the kernel goes through the tables of
+    /// all namespaces, which are one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn end_marked(&mut self, mark: u32) -> Result<(), Error> {
+        let first = self.sequence.wrapping_add(1);
+        let head = self.head(ct::MSG_DELETE, NLM_F_ACK, nfproto::UNSPEC);
+        let mut request = Writer::with_capacity(64);
+        request.message(head, |writer| write_mark(writer, mark));
+        self.send(request.bytes())?;
+        match self.answers(first, 1)?.first() {
+            Some(0) => Ok(()),
+            Some(code) => {
+                Err(Error::Conntrack { action: "end marked connections", source: kernel_error(*code) })
+            }
+            None => Err(Error::Unconfirmed),
+        }
+    }
+
+    /// The connections that there are, each given to `take`.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or its answer ends early.
+    pub fn list(&mut self, take: impl FnMut(Entry)) -> Result<(), Error> {
+        self.dump(None, take)
+    }
+
+    /// Has the kernel forget the connections whose time is over, of whatever namespace, now: otherwise it looks for
+    /// them once a minute, or when their place is needed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_expired(&mut self) -> Result<(), Error> {
+        // It does so on the way through a listing, however short that comes out.
+        self.dump(Some(u32::MAX), |_| {})
+    }
+
+    fn dump(&mut self, mark: Option<u32>, mut take: impl FnMut(Entry)) -> Result<(), Error> {
+        const WHAT: &str = "tracked connections";
+        let head = self.head(ct::MSG_GET, NLM_F_DUMP, nfproto::UNSPEC);
+        let mut request = Writer::with_capacity(64);
+        request.message(head, |writer| {
+            if let Some(mark) = mark {
+                write_mark(writer, mark);
+            }
+        });
+        self.send(request.bytes())?;
+        loop {
+            let over = self.receive(|message| {
+                if message.sequence != head.sequence {
+                    return None; // of a listing that was given up
+                }
+                match message.kind {
+                    NLMSG_DONE | NLMSG_ERROR => Some(code(message)),
+                    _ => {
+                        if let Some(entry) = Entry::read(message) {
+                            take(entry);
+                        }
+                        None
+                    }
+                }
+            })?;
+            match over {
+                Some(code) if code < 0 => {
+                    return Err(Error::List { what: WHAT.to_owned(), source: kernel_error(code) });
+                }
+                Some(_) => return Ok(()),
+                None => {}
+            }
+        }
+    }
+
+    fn head(&mut self, operation: u16, flags: u16, family: u8) -> Head {
+        self.sequence = self.sequence.wrapping_add(1);
+        let kind = subsystem::CTNETLINK << 8 | operation;
+        Head { kind, flags: flags | NLM_F_REQUEST, sequence: self.sequence, family, resource: 0 }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.socket.send(bytes).map_err(|source| Error::Send { bytes: bytes.len(), source })
+    }
+
+    /// The answers to `count` requests, of which the first is `first`.
+    fn answers(&mut self, first: u32, count: usize) -> Result<Vec<i32>, Error> {
+        let mut codes = Vec::with_capacity(count);
+        while codes.len() < count {
+            self.receive(|message| {
+                let index = usize::try_from(message.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+                if message.kind == NLMSG_ERROR && index < count {
+                    codes.push(code(message));
+                }
+                None
+            })?;
+        }
+        Ok(codes)
+    }
+
+    /// Reads one datagram, and gives what `read` makes of the first of its messages that it makes something of.
+    fn receive(&mut self, mut read: impl FnMut(&Message<'_>) -> Option<i32>) -> Result<Option<i32>, Error> {
+        let limit = Instant::now() + ANSWER_LIMIT;
+        loop {
+            match self.socket.receive(&mut self.buffer).map_err(Error::Receive)? {
+                Incoming::Datagram(datagram) => {
+                    for message in Messages::new(datagram) {
+                        let message = message.map_err(|_| Error::Malformed { what: "connection" })?;
+                        if let Some(code) = read(&message) {
+                            return Ok(Some(code));
+                        }
+                    }
+                    return Ok(None);
+                }
+                Incoming::Overrun => return Err(Error::Receive(Errno::NOBUFS.into())),
+                Incoming::Empty => {
+                    if !self.socket.wait(limit).map_err(Error::Receive)? {
+                        return Err(Error::Unconfirmed);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Names the connections with exactly this mark.
+fn write_mark(writer: &mut Writer, mark: u32) {
+    writer.u32(ct::MARK, mark);
+    writer.u32(ct::MARK_MASK, u32::MAX);
+}
+
+/// What a control message says: 0, or an error as a negative number.
+fn code(message: &Message<'_>) -> i32 {
+    match message.kind {
+        NLMSG_ERROR => acknowledgement(message).map_or(0, |(code, _)| code),
+        _ => message.body.first_chunk().copied().map_or(0, i32::from_ne_bytes),
+    }
+}
+
+fn is_absent(code: i32) -> bool {
+    Errno::from_io_error(&kernel_error(code)) == Some(Errno::NOENT)
+}
+
+fn kernel_error(code: i32) -> io::Error {
+    io::Error::from_raw_os_error(code.saturating_neg())
+}
