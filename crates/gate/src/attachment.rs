@@ -6,6 +6,7 @@ use std::{
     net::{TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use nft::LogSocket;
@@ -17,6 +18,9 @@ use crate::{
     member::Member,
     watched::watched,
 };
+
+/// How long the kernel may keep what the uplink's packet filter has logged, with some leeway.
+const HAND_OVER: Duration = Duration::from_millis(15);
 
 /// A sandbox that is attached to the gate. Dropping it detaches it.
 pub struct Attachment {
@@ -87,21 +91,26 @@ impl Attachment {
     pub async fn detach(&self) {
         self.member.stop.cancel();
         self.member.tasks.close();
-        let (_, retired) = tokio::join!(self.member.tasks.wait(), self.blocking(Member::retire));
-        let released = self.blocking(Member::release).await;
-        if retired.and(released).is_err() {
+        let (_, retired) =
+            tokio::join!(self.member.tasks.wait(), run(&self.shared, &self.member, Member::retire));
+        if retired.is_err() {
             // The runtime is shutting down, and with the daemon every wire goes.
             tracing::debug!("a wire was left to the end of the daemon");
         }
+        self.release();
     }
 
-    async fn blocking(&self, work: fn(&Member, &Shared)) -> Result<(), GateError> {
+    /// Ends what has not ended in the background, and gives the place of the wire back when the uplink's log has told
+    /// what it still had to tell.
+    fn release(&self) {
         let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
-        blocking(move || {
-            work(&member, &shared);
-            Ok(())
-        })
-        .await
+        self.shared.runtime.spawn(async move {
+            let ended = run(&shared, &member, Member::retire).await;
+            if ended.is_ok() && member.has_slot() {
+                tokio::time::sleep(HAND_OVER).await;
+                let _shutting_down = run(&shared, &member, Member::release).await;
+            }
+        });
     }
 
     /// Starts the tasks that serve the sandbox.
@@ -147,11 +156,22 @@ impl Attachment {
     }
 }
 
+async fn run(
+    shared: &Arc<Shared>,
+    member: &Arc<Member>,
+    work: fn(&Member, &Shared),
+) -> Result<(), GateError> {
+    let (shared, member) = (Arc::clone(shared), Arc::clone(member));
+    blocking(move || {
+        work(&member, &shared);
+        Ok(())
+    })
+    .await
+}
+
 impl Drop for Attachment {
     fn drop(&mut self) {
         self.member.stop.cancel();
-        let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
-        let release = move || member.release(&shared);
-        drop(self.shared.runtime.spawn_blocking(release));
+        self.release();
     }
 }

@@ -1,6 +1,6 @@
 //! From what the packet filter logged to what is recorded.
 
-use std::{io, time::Duration};
+use std::io;
 
 use nft::{Flow as Headers, LogSocket, Received};
 use policy::{
@@ -63,9 +63,6 @@ pub(crate) fn permission(headers: &Headers, known: Option<Known>, policies: &Pol
     event(EventKind::EgressAllowed, verdict, generation, known.map(|known| known.name), headers)
 }
 
-/// How long the kernel may keep what it has logged before it hands it over, with some leeway.
-const HAND_OVER: Duration = Duration::from_millis(15);
-
 /// Reads a log until `stop`, giving what it brings to `take`; then what was logged before that.
 pub(crate) async fn follow(
     mut log: AsyncFd<LogSocket>,
@@ -86,7 +83,7 @@ pub(crate) async fn follow(
         () = stop.cancelled() => {}
         ended = following => return ended,
     }
-    tokio::time::sleep(HAND_OVER).await;
+    log.get_mut().leave_group().map_err(io::Error::other)?;
     while let Some(received) = log.get_mut().recv().map_err(io::Error::other)? {
         take(received);
     }

@@ -59,6 +59,11 @@ impl Member {
         self.put_in_force(shared, &mut wire, &InForce { policy, generation: now.generation + 1 })
     }
 
+    /// Whether it has, or had, a wire whose place has not been given back.
+    pub(crate) fn has_slot(&self) -> bool {
+        self.wire.lock().slot.is_some()
+    }
+
     /// Whether there is a wire.
     pub(crate) fn is_wired(&self) -> bool {
         self.wire.lock().is_laid

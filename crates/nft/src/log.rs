@@ -40,6 +40,7 @@ impl Default for LogConfig {
 /// [`recv`](Self::recv) until it returns `None`.
 pub struct LogSocket {
     socket: Socket,
+    group: u16,
     buffer: Vec<u8>,
     /// Number the next record must have if none was lost.
     expected: u32,
@@ -68,7 +69,25 @@ impl LogSocket {
             .map_err(|source| Error::BindGroup { group: config.group, source })?;
         // Twice the size the kernel aims at: the record that fills a datagram may reach beyond it.
         let room = usize::try_from(datagram).unwrap_or_default() * 2 + (1 << 16);
-        Ok(Self { socket, buffer: vec![0; room], expected: 0 })
+        Ok(Self { socket, group: config.group, buffer: vec![0; room], expected: 0 })
+    }
+
+    /// Gives the group up: nothing is logged from now on, and what the kernel has gathered for the next datagram can be
+    /// read when this returns.
+    pub fn leave_group(&mut self) -> Result<(), Error> {
+        let mut request = Writer::with_capacity(64);
+        let head = Head {
+            kind: subsystem::ULOG << 8 | ulog::MSG_CONFIG,
+            flags: NLM_F_REQUEST,
+            sequence: 2,
+            family: nfproto::UNSPEC,
+            resource: self.group,
+        };
+        request.message(head, |writer| {
+            writer.u8(ulog::CFG_CMD, ulog::CMD_UNBIND);
+        });
+        let bytes = request.bytes();
+        self.socket.send(bytes).map_err(|source| Error::Send { bytes: bytes.len(), source })
     }
 
     /// Reads one datagram of records, or returns `None` when there is none.
@@ -147,7 +166,7 @@ fn datagram_size(config: &LogConfig) -> u32 {
 }
 
 /// Reads the records of a datagram; `expected` is the number of the first if none was lost, and becomes the next's.
-fn read_records(datagram: &[u8], expected: &mut u32) -> Received {
+pub(crate) fn read_records(datagram: &[u8], expected: &mut u32) -> Received {
     let mut received = Received::default();
     for message in Messages::new(datagram) {
         match message {
