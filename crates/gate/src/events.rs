@@ -166,6 +166,7 @@ mod tests {
             ports: Some((40_000, port)),
             tcp_flags: (protocol == 6).then_some(0x02),
             icmp: None,
+            icmp_id: None,
         }
     }
 

@@ -166,7 +166,6 @@ pub(crate) mod ulog {
     pub(crate) const CFG_FLAGS: u16 = 6;
     pub(crate) const CMD_BIND: u8 = 1;
     pub(crate) const CMD_UNBIND: u8 = 2;
-    pub(crate) const CMD_UNBIND: u8 = 2;
     pub(crate) const COPY_PACKET: u8 = 2;
     pub(crate) const FLAG_SEQ: u16 = 1;
     pub(crate) const NLBUFSIZ_MIN: u32 = 4096;
