@@ -118,13 +118,10 @@ impl Config {
             .find(|addresses| !addresses.is_empty())
             .unwrap_or_default();
         let data_dir = data.data_dir.clone().or(file.data_dir).unwrap_or_else(|| DEFAULT_DATA_DIR.into());
+        let templates_dir = serve.templates_dir.clone().or(file.templates_dir);
         Ok(Self {
-            templates_dir: serve
-                .templates_dir
-                .clone()
-                .or(file.templates_dir)
-                .unwrap_or_else(|| data_dir.join("templates")),
-            data_dir,
+            templates_dir: absolute(&templates_dir.unwrap_or_else(|| data_dir.join("templates")))?,
+            data_dir: absolute(&data_dir)?,
             listen,
             tls,
             dns,
@@ -150,6 +147,11 @@ impl File {
             }
         }
     }
+}
+
+/// Sandboxes are built by another process, in other directories.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{} as a directory", path.display()))
 }
 
 fn default_listen() -> SocketAddr {
@@ -191,6 +193,15 @@ mod tests {
     fn a_misspelt_key_is_an_error_that_names_it() {
         let error = load("lisen = []", &ServeArgs::default()).unwrap_err();
         assert!(format!("{error:#}").contains("lisen"), "{error:#}");
+    }
+
+    #[test]
+    fn directories_are_absolute_however_they_are_given() {
+        let config = load("data_dir = \"state\"", &ServeArgs::default()).unwrap();
+        assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("state"));
+        assert_eq!(config.templates_dir, config.data_dir.join("templates"));
+        let flags = ServeArgs { templates_dir: Some("./made".into()), ..ServeArgs::default() };
+        assert!(load("", &flags).unwrap().templates_dir.is_absolute());
     }
 
     #[test]
