@@ -25,6 +25,7 @@ mod idempotency;
 mod keys;
 mod sandboxes;
 mod schema;
+mod transaction;
 mod value;
 
 use std::{path::Path, sync::Arc, time::Duration};

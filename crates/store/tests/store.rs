@@ -419,3 +419,28 @@ async fn a_sandbox_that_makes_noise_pushes_out_its_own_past() {
     assert_eq!(pruned, Some((Some("sbx-loud".to_owned()), 3)));
     assert_eq!(ids(&store, EventQuery::default()).await, [1, 2, 6]);
 }
+
+#[tokio::test]
+async fn a_batch_of_any_size_is_written_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let mut next = 1;
+    for size in [1, 9, 10, 11, 50, 61, 111, 500] {
+        insert(&store, (next..next + size).map(|id| event(id, "sbx-a", "x")).collect()).await;
+        next += size;
+    }
+    let written = ids(&store, EventQuery { limit: Some(1000), ..EventQuery::default() }).await;
+    assert_eq!(written, (1..next).collect::<Vec<_>>());
+
+    let updates = written.iter().flat_map(|&id| {
+        let finished = EventUpdate::Finished { id, bytes_up: id, bytes_down: 2 * id, duration_ms: 3 * id };
+        [finished, EventUpdate::Repeated { id, count: 4 * id, last_time: now() }]
+    });
+    store.events().write(&EventBatch { inserts: Vec::new(), updates: updates.collect() }).await.unwrap();
+    let query = EventQuery { limit: Some(1000), ..EventQuery::default() };
+    for event in store.events().query(&query).await.unwrap().events {
+        let totals = (event.bytes_up, event.bytes_down, event.duration_ms, event.count);
+        let id = event.id;
+        assert_eq!(totals, (Some(id), Some(2 * id), Some(3 * id), 4 * id));
+    }
+}

@@ -1,21 +1,17 @@
 //! The audit events.
 
+mod columns;
 mod query;
 mod record;
+mod write;
 
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::Value;
 
 pub use self::{
     query::{EventPage, EventQuery, MAX_PAGE, Order},
     record::{Category, EventRecord, EventRule, RuleKind},
 };
-use crate::{
-    Inner, StoreError,
-    error::doing,
-    value::{json, micros, signed},
-};
+use crate::{Inner, StoreError, error::doing, value::micros};
 
 /// What one transaction writes: first the new events, then the changes.
 #[derive(Clone, Debug, Default)]
@@ -91,32 +87,7 @@ pub struct Events<'a> {
 impl Events<'_> {
     /// Writes a batch in one transaction.
     pub async fn write(&self, batch: &EventBatch) -> Result<(), StoreError> {
-        const ACTION: &str = "record events";
-        let mut repeated = Vec::new();
-        let mut finished = Vec::new();
-        for update in &batch.updates {
-            match *update {
-                EventUpdate::Repeated { id, count, last_time } => {
-                    repeated.push([signed(id), signed(count), micros(last_time)]);
-                }
-                EventUpdate::Finished { id, bytes_up, bytes_down, duration_ms } => {
-                    finished.push([id, bytes_up, bytes_down, duration_ms].map(signed));
-                }
-            }
-        }
-        let inserts: Vec<Row<'_>> = batch.inserts.iter().map(Row::from).collect();
-
-        let mut transaction = self.store.writer.begin_with("BEGIN IMMEDIATE").await.map_err(doing(ACTION))?;
-        for (sql, rows) in [
-            (INSERT, (!inserts.is_empty()).then(|| json(&inserts))),
-            (UPDATE_REPEATED, (!repeated.is_empty()).then(|| json(&repeated))),
-            (UPDATE_FINISHED, (!finished.is_empty()).then(|| json(&finished))),
-        ] {
-            if let Some(rows) = rows {
-                sqlx::query(sql).bind(rows).execute(&mut *transaction).await.map_err(doing(ACTION))?;
-            }
-        }
-        transaction.commit().await.map_err(doing(ACTION))
+        write::run(&self.store.writer, batch).await
     }
 
     /// A page of the events that `query` asks for.
@@ -180,89 +151,5 @@ impl Events<'_> {
         .await
         .map_err(doing("measure the database"))?;
         Ok(u64::try_from(bytes).unwrap_or(0))
-    }
-}
-
-// A whole batch is one parameter, a JSON array: three statements for 500 rows, each prepared once.
-
-const INSERT: &str = "INSERT INTO events (id, time, sandbox_id, category, type, decision, reason, rule, host, \
-     host_source, address, port, protocol, generation, count, last_time, bytes_up, bytes_down, duration_ms, detail) \
-     SELECT value->>'id', value->>'time', value->>'sandbox_id', value->>'category', value->>'type', \
-     value->>'decision', value->>'reason', value->'rule', value->>'host', value->>'host_source', \
-     value->>'address', value->>'port', value->>'protocol', value->>'generation', value->>'count', \
-     value->>'last_time', value->>'bytes_up', value->>'bytes_down', value->>'duration_ms', value->'detail' \
-     FROM json_each(?) WHERE TRUE ON CONFLICT (id) DO NOTHING";
-
-const UPDATE_REPEATED: &str = "UPDATE events SET count = change.value->>1, last_time = change.value->>2 \
-     FROM json_each(?) AS change WHERE events.id = change.value->>0";
-
-const UPDATE_FINISHED: &str = "UPDATE events SET bytes_up = change.value->>1, bytes_down = change.value->>2, \
-     duration_ms = change.value->>3 FROM json_each(?) AS change WHERE events.id = change.value->>0";
-
-/// An event as `INSERT` reads it. What is absent becomes NULL (a JSON null would become the text `null`).
-#[derive(Serialize)]
-struct Row<'a> {
-    id: i64,
-    time: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sandbox_id: Option<&'a str>,
-    category: Category,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decision: Option<policy::Decision>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<&'a EventRule>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    host: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    host_source: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<std::net::IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    protocol: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    generation: Option<i64>,
-    count: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_time: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bytes_up: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bytes_down: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    duration_ms: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<&'a Value>,
-}
-
-impl<'a> From<&'a EventRecord> for Row<'a> {
-    fn from(event: &'a EventRecord) -> Self {
-        Self {
-            id: signed(event.id),
-            time: micros(event.time),
-            sandbox_id: event.sandbox_id.as_deref(),
-            category: event.category,
-            kind: &event.kind,
-            decision: event.decision,
-            reason: event.reason.as_deref(),
-            rule: event.rule.as_ref(),
-            host: event.host.as_deref(),
-            host_source: event.host_source.as_deref(),
-            address: event.address,
-            port: event.port,
-            protocol: event.protocol.as_deref(),
-            generation: event.generation.map(signed),
-            count: signed(event.count),
-            last_time: event.last_time.map(micros),
-            bytes_up: event.bytes_up.map(signed),
-            bytes_down: event.bytes_down.map(signed),
-            duration_ms: event.duration_ms.map(signed),
-            detail: event.detail.as_ref(),
-        }
     }
 }

@@ -7,7 +7,7 @@ use policy::Decision;
 use serde::de::DeserializeOwned;
 use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool, sqlite::SqliteRow};
 
-use super::EventRecord;
+use super::{EventRecord, columns};
 use crate::{
     StoreError,
     error::doing,
@@ -119,10 +119,7 @@ fn push_conditions(select: &mut QueryBuilder<Sqlite>, query: &EventQuery) {
         select.push(")");
     }
     if let Some(decision) = query.decision {
-        select.push(" AND decision = ").push_bind(match decision {
-            Decision::Allow => "allow",
-            Decision::Deny => "deny",
-        });
+        select.push(" AND decision = ").push_bind(columns::decision(decision));
     }
     match query.host.as_deref().map(|host| (host, host.strip_prefix('*'))) {
         // `substr` compares the end without giving `%` and `_` a meaning.

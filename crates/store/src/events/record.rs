@@ -120,6 +120,20 @@ pub enum Category {
 }
 
 impl Category {
+    /// The name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lifecycle => "lifecycle",
+            Self::Admin => "admin",
+            Self::Network => "network",
+            Self::Command => "command",
+            Self::Filesystem => "filesystem",
+            Self::Snapshot => "snapshot",
+            Self::Pty => "pty",
+            Self::Security => "security",
+        }
+    }
+
     /// Whether it is recorded for sandboxes whose audit is switched off, too.
     pub fn is_always_recorded(self) -> bool {
         matches!(self, Self::Lifecycle | Self::Admin)
@@ -156,4 +170,25 @@ pub enum RuleKind {
         /// Which part.
         floor: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_category_is_stored_by_its_name_in_the_api() {
+        for category in [
+            Category::Lifecycle,
+            Category::Admin,
+            Category::Network,
+            Category::Command,
+            Category::Filesystem,
+            Category::Snapshot,
+            Category::Pty,
+            Category::Security,
+        ] {
+            assert_eq!(serde_json::to_value(category).unwrap(), category.as_str());
+        }
+    }
 }
