@@ -18,7 +18,7 @@ PATIENCE ?= 20
 PYTEST = BAILIWICK_XTASK=$(DEBUG)/xtask BAILIWICK_TEST_TEMPLATES=$(TEMPLATES) BAILIWICK_TEST_PATIENCE=$(PATIENCE) \
 	$(VENV)/bin/python -m pytest -q
 
-.PHONY: help demo build test check unit interop attacks bench templates deps clean
+.PHONY: help demo build test check unit fuzz fuzz-short interop attacks bench templates deps clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ demo: deps build ## Lock a sandbox to one host and watch what happens to everyth
 build: deps ## Build the program (release)
 	cargo build --release
 
-test: deps check unit interop attacks ## Run the whole test suite
+test: deps check unit fuzz-short interop attacks ## Run the whole test suite
 
 check: deps ## Formatting, lints, layers, generated pages
 	cargo fmt --all --check
@@ -40,6 +40,12 @@ check: deps ## Formatting, lints, layers, generated pages
 
 unit: deps ## Rings 1 and 2: pure tests, and tests in namespaces of their own
 	cargo test --workspace --locked
+
+fuzz: deps ## Look for inputs that break a rule of a parser, FUZZ_SECONDS (600) for each target
+	fuzz/run
+
+fuzz-short: deps
+	FUZZ_SECONDS=3 fuzz/run
 
 templates: deps ## Build the base and python templates of the tests
 	cargo build --locked --package bailiwick --package init --package xtask

@@ -13,6 +13,9 @@ use utoipa::ToSchema;
 #[schema(value_type = String, format = DateTime, examples("2026-03-01T12:00:00.000000+00:00"))]
 pub struct Timestamp(pub jiff::Timestamp);
 
+/// The beginning of the year 1.
+const FIRST: jiff::Timestamp = jiff::Timestamp::constant(-62_135_596_800, 0);
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0.strftime("%Y-%m-%dT%H:%M:%S.%6f+00:00"))
@@ -34,7 +37,9 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map(Self).map_err(D::Error::custom)
+        let time: jiff::Timestamp = text.parse().map_err(D::Error::custom)?;
+        // A year before the first has no spelling that anybody reads.
+        if time < FIRST { Err(D::Error::custom("a time before the year 1")) } else { Ok(Self(time)) }
     }
 }
 
@@ -52,6 +57,17 @@ mod tests {
         ] {
             let time: Timestamp = serde_json::from_value(given.into()).unwrap();
             assert_eq!(serde_json::to_value(time).unwrap(), written);
+        }
+    }
+
+    #[test]
+    fn a_time_that_could_not_be_written_is_refused() {
+        let read = |text: &str| serde_json::from_value::<Timestamp>(text.into());
+        let first = read("0001-01-01T00:00:00Z").unwrap();
+        assert_eq!(first.to_string(), "0001-01-01T00:00:00.000000+00:00");
+        assert!(read("9999-12-30T00:00:00Z").is_ok());
+        for text in ["0000-12-31T23:59:59Z", "0001-01-01T00:00:00+01:00", "-000001-01-01T00:00:00Z"] {
+            assert!(read(text).is_err(), "{text}");
         }
     }
 }

@@ -96,7 +96,7 @@ fn address_message(link: LinkIndex, address: IpNet) -> AddressMessage {
 }
 
 /// IPv4 has `Local` (and `Address`, which is the peer's on a point-to-point link); IPv6 often only `Address`.
-fn interface_address(message: &AddressMessage) -> Option<InterfaceAddress> {
+pub(crate) fn interface_address(message: &AddressMessage) -> Option<InterfaceAddress> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

@@ -7,6 +7,8 @@
 mod address;
 mod connection;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod link;
 mod monitor;
 mod netlink;

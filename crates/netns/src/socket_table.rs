@@ -118,7 +118,7 @@ fn request_body(
 }
 
 /// `struct inet_diag_msg`: family, state, timer, retransmissions, then the identity.
-fn socket_entry(transport: Transport, body: &[u8]) -> Option<SocketEntry> {
+pub(crate) fn socket_entry(transport: Transport, body: &[u8]) -> Option<SocketEntry> {
     let family = *body.first()?;
     let identity: [u8; IDENTITY_BYTES] = body.get(4..4 + IDENTITY_BYTES)?.try_into().ok()?;
     let port = |at: usize| Some(u16::from_be_bytes(identity.get(at..at + 2)?.try_into().ok()?));
@@ -137,7 +137,7 @@ fn socket_entry(transport: Transport, body: &[u8]) -> Option<SocketEntry> {
 }
 
 /// What goes over the socket: a request as it is sent, or an answer's bytes.
-enum Diagnosis {
+pub(crate) enum Diagnosis {
     Request { kind: u16, body: [u8; REQUEST_BYTES] },
     Answer(Vec<u8>),
 }

@@ -86,20 +86,7 @@ impl Connection {
 
     /// The tables that exist.
     pub fn tables(&mut self) -> Result<Vec<TableInfo>, Error> {
-        self.list(
-            "tables",
-            msg::GETTABLE,
-            nfproto::UNSPEC,
-            |_| {},
-            |message| {
-                let attributes = message.attributes();
-                Some(TableInfo {
-                    family: message.family().and_then(Family::from_nfproto),
-                    name: attributes.find(table::NAME).map(text)?,
-                    owner: attributes.find(table::OWNER).and_then(be32),
-                })
-            },
-        )
+        self.list("tables", msg::GETTABLE, nfproto::UNSPEC, |_| {}, read_table)
     }
 
     /// The named counters of a table.
@@ -109,17 +96,8 @@ impl Connection {
             writer.text(object::TABLE, table.name());
             writer.u32(object::TYPE, object::TYPE_COUNTER);
         };
-        self.list(&what, msg::GETOBJ, table.family().nfproto(), filter, |message| {
-            let attributes = message.attributes();
-            // Kernels may list more than was asked for.
-            let same_table = attributes.find(object::TABLE).map(text)? == table.name();
-            let value = Attributes::new(attributes.find(object::DATA)?);
-            same_table.then_some(CounterValue {
-                name: attributes.find(object::NAME).map(text)?,
-                packets: value.find(counter::PACKETS).and_then(be64)?,
-                bytes: value.find(counter::BYTES).and_then(be64)?,
-            })
-        })
+        let read = |message: &Message<'_>| read_counter(message, table.name());
+        self.list(&what, msg::GETOBJ, table.family().nfproto(), filter, read)
     }
 
     /// The elements of a set.
@@ -129,10 +107,7 @@ impl Connection {
             writer.text(elements::TABLE, table.name());
             writer.text(elements::SET, set);
         };
-        let lists = self.list(&what, msg::GETSETELEM, table.family().nfproto(), filter, |message| {
-            let list = Attributes::new(message.attributes().find(elements::ELEMENTS)?);
-            Some(list.filter_map(|(_, element)| read_element(element)).collect::<Vec<_>>())
-        })?;
+        let lists = self.list(&what, msg::GETSETELEM, table.family().nfproto(), filter, read_elements)?;
         Ok(lists.into_iter().flatten().collect())
     }
 
@@ -260,7 +235,8 @@ impl Refusal {
     }
 }
 
-fn answer(message: &Message<'_>) -> Option<(i32, Option<String>)> {
+/// What the kernel says about one message of a transaction: 0 or an error number, and an explanation.
+pub(crate) fn answer(message: &Message<'_>) -> Option<(i32, Option<String>)> {
     (message.kind == NLMSG_ERROR).then(|| acknowledgement(message)).flatten()
 }
 
@@ -275,6 +251,32 @@ fn listing_end(message: &Message<'_>, what: &str) -> Result<(), Error> {
 /// Netlink reports errors as negative numbers.
 fn kernel_error(code: i32) -> io::Error {
     io::Error::from_raw_os_error(code.saturating_neg())
+}
+
+pub(crate) fn read_table(message: &Message<'_>) -> Option<TableInfo> {
+    let attributes = message.attributes();
+    Some(TableInfo {
+        family: message.family().and_then(Family::from_nfproto),
+        name: attributes.find(table::NAME).map(text)?,
+        owner: attributes.find(table::OWNER).and_then(be32),
+    })
+}
+
+/// `None` also for a counter of another table: kernels may list more than was asked for.
+pub(crate) fn read_counter(message: &Message<'_>, table: &str) -> Option<CounterValue> {
+    let attributes = message.attributes();
+    let same_table = attributes.find(object::TABLE).map(text)? == table;
+    let value = Attributes::new(attributes.find(object::DATA)?);
+    same_table.then_some(CounterValue {
+        name: attributes.find(object::NAME).map(text)?,
+        packets: value.find(counter::PACKETS).and_then(be64)?,
+        bytes: value.find(counter::BYTES).and_then(be64)?,
+    })
+}
+
+pub(crate) fn read_elements(message: &Message<'_>) -> Option<Vec<ElementInfo>> {
+    let list = Attributes::new(message.attributes().find(elements::ELEMENTS)?);
+    Some(list.filter_map(|(_, element)| read_element(element)).collect())
 }
 
 fn read_element(bytes: &[u8]) -> Option<ElementInfo> {

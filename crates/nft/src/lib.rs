@@ -35,6 +35,8 @@ mod describe;
 mod error;
 mod established;
 mod expression;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod log;
 mod message;
 mod object;
