@@ -183,6 +183,9 @@ impl Ruleset<'_> {
         let v4 = || V4::rule().iifname("lo").mark(DIVERT_MARK);
         let v6 = || V6::rule().iifname("lo").mark(DIVERT_MARK);
         let (dns, proxy) = (DNS_PORT, self.proxy_port);
+        if self.slot.is_some() {
+            batch.add_rule(table, chain, rule().iifname(WIRE).accept());
+        }
         batch
             .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy).accept())
             .add_rule(table, chain, V4::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V4).accept())
