@@ -109,6 +109,16 @@ impl Slot {
         [self.v4().into(), self.v6().into()]
     }
 
+    /// The mark of the connections that pass by the wire; never 0.
+    pub(crate) fn mark(self) -> u32 {
+        self.0 + 1
+    }
+
+    /// Whose connections have this mark.
+    pub(crate) fn marked(mark: u32) -> Option<Self> {
+        Self::new(mark.checked_sub(1)?)
+    }
+
     /// The wire's end in the uplink namespace.
     pub(crate) fn interface(self) -> String {
         format!("s{}", self.0)
@@ -151,8 +161,9 @@ mod tests {
                 assert_eq!(Slot::of(address), Some(slot));
             }
             assert!(slot.interface().len() <= 15);
+            assert_eq!(Slot::marked(slot.mark()), Some(slot));
         }
-        assert_eq!(Slot::new(Slot::COUNT), None);
+        assert_eq!((Slot::new(Slot::COUNT), Slot::marked(0), Slot::marked(u32::MAX)), (None, None, None));
         for address in [GATE_V4.into(), GATE_V6.into(), SANDBOX_V4.into(), SANDBOX_V6.into()] {
             assert_eq!(floor.address(address), Some("gate"));
             assert!(!is_wire_address(address));

@@ -29,6 +29,9 @@ pub enum GateError {
     /// The log of refused packets could not be opened.
     #[error("cannot open the packet filter's log of {0}")]
     Log(&'static str, #[source] nft::Error),
+    /// Connection tracking of the uplink could not be set up.
+    #[error("cannot follow the connections of the uplink")]
+    Tracking(#[source] nft::Error),
     /// A socket could not be given to the runtime.
     #[error("cannot watch a socket")]
     Watch(#[source] io::Error),

@@ -4,7 +4,7 @@ use std::io;
 
 use nft::{Flow as Headers, LogSocket, Received};
 use policy::{
-    Decision, EventKind, Flow, FlowEvent, HostName, InForce, NameSource, Protocol, Reason, Verdict,
+    Decision, EventKind, Flow, FlowEvent, HostName, InForce, NameSource, Protocol, Reason, Rule, Verdict,
 };
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,12 @@ pub(crate) fn permission(headers: &Headers, known: Option<Known>, policies: &Pol
     let (mut verdict, generation) = policies.judge(&flow, Decision::Allow);
     verdict.decision = Decision::Allow;
     event(EventKind::EgressAllowed, verdict, generation, known.map(|known| known.name), headers)
+}
+
+/// The event of a flow that was one too many.
+pub(crate) fn limit(headers: &Headers, known: Option<Known>, now: &InForce) -> FlowEvent {
+    let verdict = Verdict { decision: Decision::Deny, rule: Rule::Default, reason: Reason::FlowLimit };
+    event(EventKind::EgressBlocked, verdict, now.generation, known.map(|known| known.name), headers)
 }
 
 /// Reads a log until `stop`, giving what it brings to `take`; then what was logged before that.
@@ -133,7 +139,8 @@ fn is_opening(flags: u8) -> bool {
     flags & (SYN | ACK) == SYN
 }
 
-fn protocol(number: u8) -> Protocol {
+/// The protocol with this number.
+pub(crate) fn protocol(number: u8) -> Protocol {
     match number {
         6 => Protocol::Tcp,
         17 => Protocol::Udp,
@@ -146,7 +153,7 @@ fn protocol(number: u8) -> Protocol {
 mod tests {
     use std::sync::Arc;
 
-    use policy::{Floor, Policy, PolicySpec, Rule};
+    use policy::{Floor, Policy, PolicySpec};
 
     use super::*;
 

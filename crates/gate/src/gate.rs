@@ -1,11 +1,11 @@
 //! The gate of a daemon: what all its sandboxes share.
 
 use std::{
-    collections::HashMap,
+    future::Future,
     net::IpAddr,
     num::NonZeroUsize,
     os::fd::OwnedFd,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,6 @@ use arc_swap::ArcSwap;
 use audit::Recorder;
 use dns::Upstream;
 use netns::{Monitor, NetNs};
-use nft::Received;
 use parking_lot::Mutex;
 use policy::{Floor, InForce, Policy};
 use proxy::{Limits, Workers};
@@ -28,9 +27,10 @@ use crate::{
     namespace::{self, Interior},
     node::Node,
     sandbox::Sandbox,
+    tracking::{self, Tracking},
     uplink::{self, Uplink},
-    uplink_rules,
     watched::watched,
+    wired::WireLimits,
 };
 
 /// How often what is due now and then is done: ending bindings, reading counters.
@@ -49,12 +49,20 @@ pub struct GateConfig {
     pub protected: Vec<IpAddr>,
     /// The bounds of each sandbox's proxy.
     pub limits: Limits,
+    /// The bounds of what the kernel forwards for each sandbox.
+    pub wire_limits: WireLimits,
 }
 
 impl GateConfig {
     /// The defaults, with this resolver.
     pub fn new(upstream: Upstream) -> Self {
-        Self { upstream, daemon_id: String::new(), protected: Vec::new(), limits: Limits::default() }
+        Self {
+            upstream,
+            daemon_id: String::new(),
+            protected: Vec::new(),
+            limits: Limits::default(),
+            wire_limits: WireLimits::default(),
+        }
     }
 }
 
@@ -95,7 +103,7 @@ impl Gate {
             config,
             node,
             uplink: Mutex::new(None),
-            wired: Mutex::default(),
+            tracking: OnceLock::new(),
             members: Mutex::default(),
             runtime: Handle::current(),
             workers: Workers::start(cores).map_err(GateError::Workers)?,
@@ -175,8 +183,8 @@ pub(crate) struct Shared {
     config: GateConfig,
     node: Arc<ArcSwap<Node>>,
     uplink: Mutex<Option<Uplink>>,
-    /// Whose wire a slot is.
-    wired: Mutex<HashMap<Slot, Weak<Sandbox>>>,
+    /// What passes by the wires; there as soon as the uplink is.
+    tracking: OnceLock<Arc<Tracking>>,
     members: Mutex<Vec<Weak<Member>>>,
     pub(crate) runtime: Handle,
     /// The threads of all proxies.
@@ -192,13 +200,38 @@ impl Shared {
     /// A slot for a sandbox, whose events the uplink's log reports under it.
     pub(crate) fn reserve_slot(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Slot, GateError> {
         let slot = self.with_uplink(Uplink::reserve)?;
-        self.wired.lock().insert(slot, Arc::downgrade(sandbox));
+        if let Some(tracking) = self.tracking.get() {
+            tracking.add(slot, sandbox);
+        }
         Ok(slot)
+    }
+
+    /// Has the uplink cut a wire, and ends the flows that went by it, with their totals.
+    pub(crate) fn cut(
+        &self,
+        slot: Slot,
+        cut: impl FnOnce(&mut Uplink) -> Result<(), GateError>,
+    ) -> Result<(), GateError> {
+        let Some(tracking) = self.tracking.get() else { return Ok(()) };
+        // The counter goes with the wire.
+        let counted = if tracking.was_limited(slot) { self.count_unlogged() } else { Ok(()) };
+        let cut = self.with_existing_uplink(cut);
+        tracking.cut(slot);
+        cut.and(counted)
+    }
+
+    /// Ends the flows of a wire that a policy does not permit, with their totals.
+    pub(crate) fn revoke_flows(&self, slot: Slot, now: &InForce) {
+        if let Some(tracking) = self.tracking.get() {
+            tracking.revoke(slot, now);
+        }
     }
 
     /// Takes back a slot whose wire is gone.
     pub(crate) fn free_slot(&self, slot: Slot) {
-        self.wired.lock().remove(&slot);
+        if let Some(tracking) = self.tracking.get() {
+            tracking.remove(slot);
+        }
         if let Some(uplink) = &mut *self.uplink.lock() {
             uplink.give_back(slot);
         }
@@ -228,43 +261,42 @@ impl Shared {
     fn create_uplink(self: &Arc<Self>) -> Result<Uplink, GateError> {
         let node = self.node();
         let number = uplink::daemon_number(&self.config.daemon_id);
-        let (uplink, log) = Uplink::create(number, &node.floor.networks(), node.ipv6)?;
+        let (uplink, log, tracking) =
+            Uplink::create(number, &node.floor.networks(), node.ipv6, self.config.wire_limits)?;
+        let machine = nft::conntrack::Table::open().map_err(GateError::Tracking)?;
+        let max_flows = self.config.wire_limits.max_flows;
+        let tracking = Arc::new(Tracking::new(tracking, machine, max_flows, self.runtime.clone()));
         let _inside = self.runtime.enter();
         let log = watched(log)?;
-        let shared = Arc::downgrade(self);
-        self.runtime.spawn({
-            let reading = events::follow(log, self.stop.clone(), move |received| {
-                if let Some(shared) = shared.upgrade() {
-                    shared.record_wired(received);
-                }
-            });
-            async move {
-                if let Err(error) = reading.await {
-                    tracing::error!(%error, "the uplink's log cannot be read any more");
-                }
-            }
-        });
+        let endings = watched(tracking::Watched(Arc::clone(&tracking)))?;
+        let recorder = Arc::clone(&tracking);
+        self.follow(
+            "the uplink's log",
+            events::follow(log, self.stop.clone(), move |received| recorder.record(received)),
+        );
+        self.follow("the uplink's connection tracking", tracking::follow(endings, self.stop.clone()));
+        // Nobody else is here: the uplink is created under its lock.
+        let _first = self.tracking.set(tracking);
         Ok(uplink)
     }
 
-    fn record_wired(&self, received: Received) {
-        let sandbox_of = |slot| self.wired.lock().get(&slot).and_then(Weak::upgrade);
-        if received.lost > 0 {
-            // Whose they were is lost with them.
-            let all: Vec<_> = self.wired.lock().values().filter_map(Weak::upgrade).collect();
-            for sandbox in all {
-                sandbox.recorder.gap("uplink_log", received.lost);
+    fn follow(&self, what: &'static str, task: impl Future<Output = std::io::Result<()>> + Send + 'static) {
+        self.runtime.spawn(async move {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "{what} cannot be read any more");
             }
-        }
-        for packet in received.packets {
-            let slot = packet.flow.and_then(|headers| Slot::of(headers.source));
-            let Some(sandbox) = slot.and_then(sandbox_of) else { continue };
-            if packet.prefix == uplink_rules::PERMITTED {
-                sandbox.record_permission(&packet);
-            } else {
-                sandbox.record_refusal(&packet);
+        });
+    }
+
+    /// Records how many refusals of flows by wires were too many to be logged.
+    fn count_unlogged(&self) -> Result<(), GateError> {
+        let Some(tracking) = self.tracking.get() else { return Ok(()) };
+        self.with_existing_uplink(|uplink| {
+            for (slot, count) in uplink.unlogged()? {
+                tracking.record_unlogged(slot, count);
             }
-        }
+            Ok(())
+        })
     }
 
     fn sandbox(
@@ -359,11 +391,12 @@ async fn sweep(shared: Weak<Shared>, stop: CancellationToken) {
             tokio::task::yield_now().await;
         }
         let removed = blocking(move || {
+            shared.count_unlogged()?;
             let Some(before) = Instant::now().checked_sub(SWEEP) else { return Ok(()) };
             shared.with_existing_uplink(|uplink| uplink.remove_lingering(before))
         });
         if let Err(error) = removed.await {
-            tracing::warn!(error = %chain(&error), "wires of ended sandboxes were not removed");
+            tracing::warn!(error = %chain(&error), "the wires were not looked after");
         }
     }
 }

@@ -28,12 +28,15 @@ mod revoke;
 mod ruleset;
 mod sandbox;
 mod sink;
+mod tracking;
 mod uplink;
 mod uplink_rules;
 mod watched;
+mod wired;
 
 pub use addresses::{GATE_V4, GATE_V6, SANDBOX_V4, SANDBOX_V6};
 pub use attachment::{Attachment, AttachmentInfo};
 pub use bindings::{MAX_ADDRESSES, MAX_LIFE, MAX_NAMES, MIN_LIFE};
 pub use error::GateError;
 pub use gate::{AttachRequest, Gate, GateConfig};
+pub use wired::WireLimits;

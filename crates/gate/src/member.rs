@@ -81,7 +81,7 @@ impl Member {
         if wire.is_laid {
             wire.is_laid = false;
             if let Some(slot) = wire.slot {
-                let cut = shared.with_existing_uplink(|uplink| uplink.cut(slot));
+                let cut = shared.cut(slot, |uplink| uplink.cut(slot));
                 cut.unwrap_or_else(|error| self.complain(&error));
             }
         }
@@ -120,6 +120,12 @@ impl Member {
             if was_laid || wants {
                 revoke::cut(&self.sandbox, &before, next).unwrap_or_else(|error| self.complain(&error));
             }
+            if was_laid
+                && wants
+                && let Some(slot) = wire.slot
+            {
+                shared.revoke_flows(slot, next);
+            }
         }
         wire.is_enforced = true;
         Ok(())
@@ -155,7 +161,7 @@ impl Member {
 
     /// A wire that cannot be removed carries nothing: its rules are gone first.
     fn disconnect(&self, shared: &Shared, slot: Slot) {
-        let gone = shared.with_existing_uplink(|uplink| uplink.disconnect(slot));
+        let gone = shared.cut(slot, |uplink| uplink.disconnect(slot));
         gone.unwrap_or_else(|error| self.complain(&error));
     }
 

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use audit::Recorder;
 use dns::{BindRefused, Upstream, Zone};
 use netns::NetNs;
-use nft::{Batch, Packet, Received};
+use nft::{Batch, Flow as Headers, Packet, Received};
 use parking_lot::Mutex;
 use policy::{Flow, FlowEvent, FlowTotals, HostName, InForce, Policy, Protocol};
 use proxy::{Egress, EventId, Flows, Hold};
@@ -149,12 +149,19 @@ impl Sandbox {
         }
     }
 
-    /// Records one new flow that goes by the wire.
-    pub(crate) fn record_permission(&self, packet: &Packet) {
+    /// Records one new flow that goes by the wire. Gives its event and its headers.
+    pub(crate) fn record_permission(&self, packet: &Packet) -> Option<(u64, Headers)> {
         let force = self.force();
+        let headers = packet.flow?;
+        let known = self.known(headers.destination);
+        Some((self.recorder.flow(events::permission(&headers, known, &force.policies())), headers))
+    }
+
+    /// Records one flow that was refused because the wire has too many.
+    pub(crate) fn record_limit(&self, packet: &Packet) {
         if let Some(headers) = &packet.flow {
             let known = self.known(headers.destination);
-            self.recorder.flow(events::permission(headers, known, &force.policies()));
+            self.recorder.flow(events::limit(headers, known, &self.force().now));
         }
     }
 

@@ -19,7 +19,9 @@ use crate::{
     GateError,
     addresses::{LOG_GROUP, Slot, UPLINK, WIRE, WIRE_METRIC, everything, uplink_addresses},
     ruleset::SNAPLEN,
+    tracking,
     uplink_rules::{self, WireRules},
+    wired::WireLimits,
 };
 
 /// The uplink of one daemon.
@@ -29,6 +31,7 @@ pub(crate) struct Uplink {
     /// The table in the machine's namespace lives as long as this.
     _machine: nft::Connection,
     wires: HashMap<Slot, WireRules>,
+    limits: WireLimits,
     /// Wires that were cut, and when: their interfaces may still be there.
     lingering: VecDeque<(Slot, Instant)>,
     free: FreeSlots,
@@ -45,11 +48,17 @@ const WHOSE: &str = "the uplink";
 
 impl Uplink {
     /// Creates the namespace, its rules and its link to the calling thread's namespace, which is the machine's.
-    /// `daemon` tells this daemon's uplink from another's. The log reports refused packets and new flows.
-    pub(crate) fn create(daemon: u32, floor: &[IpNet], ipv6: bool) -> Result<(Self, LogSocket), GateError> {
+    /// `daemon` tells this daemon's uplink from another's. The log reports refused packets and new flows, and what is
+    /// opened besides the flows that end.
+    pub(crate) fn create(
+        daemon: u32,
+        floor: &[IpNet],
+        ipv6: bool,
+        limits: WireLimits,
+    ) -> Result<(Self, LogSocket, tracking::Opened), GateError> {
         let (namespace, inside) =
             NetNs::create_and(|| Inside::open(floor)).map_err(GateError::CreateNamespace)?;
-        let Inside { routes, filter, log } = inside?;
+        let Inside { routes, filter, log, tracking } = inside?;
         let machine = link_to_machine(&namespace, daemon, ipv6)?;
         let linked = namespace.run(|| link_inside(daemon));
         linked.map_err(|error| GateError::EnterNamespace(WHOSE, error))?.map_err(GateError::Uplink)?;
@@ -59,10 +68,11 @@ impl Uplink {
             filter,
             _machine: machine,
             wires: HashMap::new(),
+            limits,
             lingering: VecDeque::new(),
             free: FreeSlots::default(),
         };
-        Ok((this, log))
+        Ok((this, log, tracking))
     }
 
     /// A slot for a sandbox, to be given back.
@@ -92,7 +102,7 @@ impl Uplink {
 
     /// Replaces what a wire may carry, in one transaction.
     pub(crate) fn set_rules(&mut self, slot: Slot, carries: Carries<'_>) -> Result<(), GateError> {
-        let (batch, rules) = uplink_rules::wire(slot, carries, self.wires.get(&slot));
+        let (batch, rules) = uplink_rules::wire(slot, carries, &self.limits, self.wires.get(&slot));
         self.filter.commit(batch).map_err(|error| GateError::Rules(WHOSE, error))?;
         self.wires.insert(slot, rules);
         Ok(())
@@ -139,6 +149,16 @@ impl Uplink {
         }
     }
 
+    /// How many refused flows of each wire were too many to be logged, since it was laid.
+    pub(crate) fn unlogged(&mut self) -> Result<Vec<(Slot, u64)>, GateError> {
+        let counters = self.filter.counters(&uplink_rules::uplink_table());
+        let counters = counters.map_err(|error| GateError::Rules(WHOSE, error))?;
+        let counts: HashMap<_, _> =
+            counters.into_iter().map(|counter| (counter.name, counter.packets)).collect();
+        let count = |slot: &Slot| counts.get(&uplink_rules::unlogged(*slot)).map(|count| (*slot, *count));
+        Ok(self.wires.keys().filter_map(count).collect())
+    }
+
     /// Replaces the floor.
     pub(crate) fn set_floor(&mut self, floor: &[IpNet]) -> Result<(), GateError> {
         self.filter.commit(uplink_rules::floor(floor)).map_err(|error| GateError::Rules(WHOSE, error))
@@ -170,6 +190,7 @@ struct Inside {
     routes: Connection,
     filter: nft::Connection,
     log: LogSocket,
+    tracking: tracking::Opened,
 }
 
 impl Inside {
@@ -191,7 +212,7 @@ impl Inside {
             ..LogConfig::default()
         };
         let log = LogSocket::open(&config).map_err(|error| GateError::Log(WHOSE, error))?;
-        Ok(Self { routes, filter, log })
+        Ok(Self { routes, filter, log, tracking: tracking::Opened::open()? })
     }
 }
 
@@ -340,7 +361,7 @@ mod tests {
         let (machine, ()) = NetNs::create_and(|| ()).unwrap();
         machine
             .run(|| {
-                let (mut uplink, _log) = Uplink::create(1, &[], false).unwrap();
+                let (mut uplink, ..) = Uplink::create(1, &[], false, WireLimits::default()).unwrap();
                 let spec = PolicySpec::default();
                 let policy = Policy::compile(&spec, Arc::new(Floor::new([]))).unwrap();
                 let carries = Carries { view: policy.kernel(), ipv6: false };

@@ -1,30 +1,30 @@
 //! The packet filter of the uplink namespace, and of the machine's around the uplink's link.
 
-use std::time::Duration;
-
 use ipnet::IpNet;
 use nft::{
-    Batch, Chain, ChainType, CtState, Daddr, Dport, Element, Field, Hook, Iifname, InterfaceName, Log,
-    Oifname, Policy, Saddr, Set, Sport, Table, Unreachable, V4, V6, Verdict, priority, rule,
+    Batch, Chain, ChainType, CtState, Element, Field, Hook, Iifname, InterfaceName, Log, Oifname, Policy,
+    Set, Table, Unreachable, V4, V6, Verdict, priority, rule,
 };
 use policy::KernelDefault;
 
 use crate::{
     addresses::{DNS_PORT, LOG_GROUP, Slot, TABLE, UPLINK},
-    fence::{Direction, EntrySets, Side, add_networks, set_name},
+    fence::{Direction, EntrySets, Side, add_networks},
     ruleset::SNAPLEN,
     uplink::Carries,
+    wired::{Room, WireLimits},
 };
 
 /// What the log says of a new flow.
 pub(crate) const PERMITTED: &str = "permitted";
+/// What the log says of a flow that was one too many.
+pub(crate) const LIMITED: &str = "limited";
 /// What the log says of a refused packet.
 const REFUSED: &str = "refused";
-/// How long a flow that nobody answers is remembered, so that it is one flow: longer than TCP waits between two
-/// attempts.
-const REMEMBERED: Duration = Duration::from_secs(70);
-/// How many such flows are remembered; beyond, each of their packets counts as a flow.
-const MAX_REMEMBERED: u32 = 65_536;
+/// How many of those that are too many are logged a second and wire, and how many more at once: a sandbox that does
+/// nothing but try must not fill the log, which all share.
+const LOG_RATE: u64 = 500;
+const LOG_BURST: u32 = 500;
 
 /// What there is for one wire.
 pub(crate) struct WireRules {
@@ -42,10 +42,11 @@ pub(crate) fn table(floor: &[IpNet]) -> Batch {
         .replace_table(&table)
         .add_set(&table, &Set::new("wires", [Field::Interface]).verdict_map())
         .add_set(&table, &Set::new("replies", [Field::Interface]).verdict_map())
+        .add_set(&table, &Set::new(FULL, [Field::Interface]))
         .add_chain(&table, &filter("input", Hook::Input))
         .add_chain(&table, &filter("forward", Hook::Forward))
         .add_chain(&table, &nat);
-    for chain in ["back", PERMIT, REFUSE, DELIVER, DISCARD] {
+    for chain in ["back", REFUSE, REJECT, DELIVER, DISCARD] {
         batch.add_chain(&table, &Chain::regular(chain));
     }
     batch
@@ -61,14 +62,12 @@ pub(crate) fn table(floor: &[IpNet]) -> Batch {
     add_networks::<V6>(&mut batch, &table, "floor", floor);
     add_networks::<V4>(&mut batch, &table, "private", policy::private_networks());
     add_networks::<V6>(&mut batch, &table, "private", policy::private_networks());
-    permit::<V4>(&mut batch, &table);
-    permit::<V6>(&mut batch, &table);
-    batch.add_rule(&table, PERMIT, rule().accept());
     batch
         .add_rule(&table, REFUSE, rule().tcp().syn().log(&log(REFUSED)).end())
         .add_rule(&table, REFUSE, rule().l4proto_not(TCP).log(&log(REFUSED)).end())
-        .add_rule(&table, REFUSE, rule().tcp().reset())
-        .add_rule(&table, REFUSE, rule().reject(Unreachable::AdminProhibited));
+        .add_rule(&table, REFUSE, rule().goto(REJECT))
+        .add_rule(&table, REJECT, rule().tcp().reset())
+        .add_rule(&table, REJECT, rule().reject(Unreachable::AdminProhibited));
     batch
 }
 
@@ -84,20 +83,25 @@ pub(crate) fn floor(floor: &[IpNet]) -> Batch {
     batch
 }
 
-/// The rules of one wire, in the place of those it had.
-pub(crate) fn wire(slot: Slot, carries: Carries<'_>, old: Option<&WireRules>) -> (Batch, WireRules) {
+/// The rules of one wire, in the place of those it had. What it had begun to count goes on.
+pub(crate) fn wire(
+    slot: Slot,
+    carries: Carries<'_>,
+    limits: &WireLimits,
+    old: Option<&WireRules>,
+) -> (Batch, WireRules) {
     let table = uplink_table();
     let mut batch = Batch::new();
-    let [out, back] = chains(slot);
+    let Chains { out, back, .. } = Chains::of(slot);
     let version = old.map_or(0, |old| old.version + 1);
     match old {
         Some(_) => {
             batch.flush_chain(&table, &out).flush_chain(&table, &back);
         }
-        None => create(&mut batch, &table, slot),
+        None => create(&mut batch, &table, slot, limits),
     }
     let sets = EntrySets::add(&mut batch, &table, &format!("{out}{version}_"), carries.view);
-    outwards(&mut batch, &table, slot, &out, carries, &sets);
+    outwards(&mut batch, &table, slot, carries, &sets);
     for rule in sets.rules(Direction::Back, DELIVER, DISCARD) {
         batch.add_rule(&table, &back, rule);
     }
@@ -123,13 +127,33 @@ pub(crate) fn remove_wire(slot: Slot, rules: &WireRules) -> Batch {
             Element::new(name),
         );
     }
-    for chain in chains(slot) {
+    let Chains { out, back, permit, limit } = Chains::of(slot);
+    // Each before those that it leads to.
+    for chain in [out, back, permit, limit] {
         batch.flush_chain(&table, &chain).del_chain(&table, &chain);
     }
+    batch.del_counter(&table, &unlogged(slot));
     for set in &rules.sets {
         batch.del_set(&table, set);
     }
     batch
+}
+
+/// Says whether a wire may have new flows.
+pub(crate) fn room(slot: Slot, room: Room) -> Option<Batch> {
+    let name = InterfaceName::new(&slot.interface())?;
+    let mut batch = Batch::new();
+    match room {
+        Room::Unchanged => return None,
+        Room::Full => batch.add_element(&uplink_table(), FULL, Element::new(name)),
+        Room::Free => batch.del_element(&uplink_table(), FULL, Element::new(name)),
+    };
+    Some(batch)
+}
+
+/// The counter of a wire's refused flows that should have been logged and were too many.
+pub(crate) fn unlogged(slot: Slot) -> String {
+    format!("{}_unlogged", slot.interface())
 }
 
 /// The table in the machine's namespace. It disappears with the daemon, and nothing is forwarded then.
@@ -155,28 +179,48 @@ pub(crate) fn machine(link: &str) -> Batch {
     batch
 }
 
-fn uplink_table() -> Table {
+/// The table of the uplink namespace.
+pub(crate) fn uplink_table() -> Table {
     Table::inet(TABLE)
 }
 
-/// The chain for what is permitted: logged if it is a new flow.
-const PERMIT: &str = "permit";
-/// The chain for what is refused.
+/// The wires that may not have new flows.
+const FULL: &str = "full";
+/// The chain for what is refused: logged, and answered.
 const REFUSE: &str = "refuse";
+/// The chain for what has been logged, or need not be.
+const REJECT: &str = "reject";
 /// The chain for replies that are let through.
 const DELIVER: &str = "deliver";
 /// The chain for those that are not.
 const DISCARD: &str = "discard";
 const TCP: u8 = 6;
 
-/// The chains of one wire: for what comes from the sandbox, and for what goes to it.
-fn chains(slot: Slot) -> [String; 2] {
-    ["out", "back"].map(|what| format!("{}_{what}", slot.interface()))
+/// The chains of one wire.
+struct Chains {
+    /// For what comes from the sandbox.
+    out: String,
+    /// For what goes to it.
+    back: String,
+    /// For what is permitted.
+    permit: String,
+    /// For flows that are too many.
+    limit: String,
 }
 
-fn create(batch: &mut Batch, table: &Table, slot: Slot) {
-    let [out, back] = chains(slot);
-    batch.add_chain(table, &Chain::regular(&out)).add_chain(table, &Chain::regular(&back));
+impl Chains {
+    fn of(slot: Slot) -> Self {
+        let name = |what| format!("{}_{what}", slot.interface());
+        Self { out: name("out"), back: name("back"), permit: name("permit"), limit: name("limit") }
+    }
+}
+
+fn create(batch: &mut Batch, table: &Table, slot: Slot, limits: &WireLimits) {
+    let Chains { out, back, permit, limit } = Chains::of(slot);
+    for chain in [&out, &back, &permit, &limit] {
+        batch.add_chain(table, &Chain::regular(chain));
+    }
+    admit(batch, table, slot, limits);
     if let Some(name) = InterfaceName::new(&slot.interface()) {
         batch.add_element(table, "wires", Element::new(name).verdict(Verdict::Goto(out))).add_element(
             table,
@@ -190,44 +234,31 @@ fn log(prefix: &str) -> Log {
     Log { group: LOG_GROUP, prefix: prefix.to_owned(), snaplen: SNAPLEN, qthreshold: 0 }
 }
 
-/// Logs new flows, once each: connection tracking calls every packet new until one comes back.
-fn permit<F: Side>(batch: &mut Batch, table: &Table) {
-    let flow = [F::FIELD, Field::Port, F::FIELD, Field::Port];
-    let remembered = |name: &str, key: &[Field]| {
-        Set::new(name, key.iter().copied()).dynamic().timeouts().size(MAX_REMEMBERED)
-    };
-    let [tcp, udp, other] = ["tcp", "udp", "other"].map(set_name::<F>);
+/// What a wire's policy permits. The first packet of a flow is logged and marks its connection, which makes the others
+/// known, answered or not; unless it is one too many.
+fn admit(batch: &mut Batch, table: &Table, slot: Slot, limits: &WireLimits) {
+    let Chains { permit, limit, .. } = Chains::of(slot);
+    let counter = unlogged(slot);
+    let strange = CtState::INVALID | CtState::ESTABLISHED | CtState::RELATED | CtState::UNTRACKED;
     batch
-        .add_set(table, &remembered(&tcp, &flow))
-        .add_set(table, &remembered(&udp, &flow))
-        .add_set(table, &remembered(&other, &[F::FIELD, F::FIELD]));
-    let for_long = Some(REMEMBERED);
-    let is_new = || F::rule().ct_state(CtState::NEW);
-    let key = (Saddr, Sport, Daddr, Dport);
-    batch
-        .add_rule(table, PERMIT, is_new().tcp().lookup(&tcp, key).update_set(&tcp, key, for_long).accept())
-        .add_rule(table, PERMIT, is_new().udp().lookup(&udp, key).update_set(&udp, key, for_long).accept())
-        .add_rule(table, PERMIT, is_new().tcp().log(&log(PERMITTED)).add_to_set(&tcp, key, for_long).accept())
+        .add_counter(table, &counter)
+        .add_rule(table, &permit, rule().ct_mark(slot.mark()).accept())
+        // It would leave as it is, untranslated.
+        .add_rule(table, &permit, rule().ct_state(strange).drop())
         .add_rule(
             table,
-            PERMIT,
-            is_new().udp().log(&log(PERMITTED)).add_to_set(&udp, key, for_long).accept(),
-        );
-    let key = (Saddr, Daddr);
-    batch
-        .add_rule(table, PERMIT, is_new().lookup(&other, key).update_set(&other, key, for_long).accept())
-        .add_rule(table, PERMIT, is_new().log(&log(PERMITTED)).add_to_set(&other, key, for_long).accept());
+            &permit,
+            rule().over_limit_per_second(limits.new_flows.into(), limits.burst).goto(&limit),
+        )
+        .add_rule(table, &permit, rule().lookup(FULL, Iifname).goto(&limit))
+        .add_rule(table, &permit, rule().set_ct_mark(slot.mark()).log(&log(PERMITTED)).accept())
+        .add_rule(table, &limit, rule().limit_per_second(LOG_RATE, LOG_BURST).log(&log(LIMITED)).goto(REJECT))
+        .add_rule(table, &limit, rule().count(&counter).goto(REJECT));
 }
 
 /// What leaves the sandbox: with its own source only, and then as in the sandbox's own namespace.
-fn outwards(
-    batch: &mut Batch,
-    table: &Table,
-    slot: Slot,
-    chain: &str,
-    carries: Carries<'_>,
-    sets: &EntrySets,
-) {
+fn outwards(batch: &mut Batch, table: &Table, slot: Slot, carries: Carries<'_>, sets: &EntrySets) {
+    let Chains { out: chain, permit, .. } = &Chains::of(slot);
     batch
         .add_rule(table, chain, V4::rule().saddr_not(slot.v4()).drop())
         .add_rule(table, chain, V6::rule().saddr_not(slot.v6()).drop())
@@ -238,11 +269,11 @@ fn outwards(
     if !carries.ipv6 {
         batch.add_rule(table, chain, rule().ipv6().goto(REFUSE));
     }
-    for rule in sets.rules(Direction::Out, PERMIT, REFUSE) {
+    for rule in sets.rules(Direction::Out, permit, REFUSE) {
         batch.add_rule(table, chain, rule);
     }
     if carries.view.default == KernelDefault::ForwardPublic {
-        batch.add_rule(table, chain, rule().goto(PERMIT));
+        batch.add_rule(table, chain, rule().goto(permit));
     }
     batch.add_rule(table, chain, rule().goto(REFUSE));
 }

@@ -1,0 +1,459 @@
+//! Connection tracking in the uplink namespace: what passes by wires is remembered by it, counted and ended.
+//!
+//! Every connection that the uplink lets pass has the mark of its wire. The log tells when one begins, which makes its
+//! event; the kernel tells when it forgets one, with bytes and times, which end the event.
+
+use std::{
+    collections::HashSet,
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use netns::sysctl;
+use nft::{
+    Packet, Received,
+    conntrack::{Endings, Entry, Table, Tuple},
+};
+use parking_lot::Mutex;
+use policy::{Flow, FlowTotals, InForce, Topology};
+use tokio::{io::unix::AsyncFd, runtime::Handle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    GateError,
+    addresses::Slot,
+    events,
+    sandbox::Sandbox,
+    uplink_rules::{self, LIMITED, PERMITTED},
+    watched::Descriptor,
+    wired::{Begun, Reconciled, Room, Wired},
+};
+
+/// The uplink's connection tracking.
+pub(crate) struct Tracking {
+    state: Mutex<State>,
+    endings: Mutex<Endings>,
+    /// The tables of the uplink namespace and of the machine's, where the same connections are tracked once more.
+    table: Mutex<Table>,
+    machine: Mutex<Table>,
+    descriptor: RawFd,
+    runtime: Handle,
+    is_reconciling: AtomicBool,
+}
+
+/// What is kept the same in memory and in the kernel.
+struct State {
+    wired: Wired<Weak<Sandbox>>,
+    filter: nft::Connection,
+}
+
+/// What is opened inside the uplink namespace.
+pub(crate) struct Opened {
+    endings: Endings,
+    table: Table,
+    filter: nft::Connection,
+}
+
+/// How often the kernel is made to look for connections whose time is over; by itself it does once a minute.
+const LOOK: Duration = Duration::from_secs(5);
+/// How many bytes the kernel may hold of what it has to tell of connections that end: about so many KiB of them.
+const ENDINGS_BUFFER: usize = 16 << 20;
+/// How many of them are dealt with in one go.
+const AT_ONCE: usize = 256;
+
+/// How long connections are remembered (seconds): TCP ones when they are over (the kernel's own 120 would keep ports
+/// and memory for nothing), UDP ones without and with an answer, ICMP ones, and those of other protocols. Known here,
+/// because what is told of one that ends was forgotten so long after its last packet.
+const TCP_OVER: u64 = 5;
+const UDP: u64 = 30;
+const UDP_ANSWERED: u64 = 120;
+const ICMP: u64 = 30;
+const OTHER: u64 = 600;
+
+/// Below `/proc/sys/net/netfilter`, in the uplink namespace.
+const PARAMETERS: [(&str, u64); 10] = [
+    ("acct", 1),
+    ("timestamp", 1),
+    ("events", 1),
+    ("tcp_timeout_time_wait", TCP_OVER),
+    ("tcp_timeout_close", TCP_OVER),
+    ("udp_timeout", UDP),
+    ("udp_timeout_stream", UDP_ANSWERED),
+    ("icmp_timeout", ICMP),
+    ("icmpv6_timeout", ICMP),
+    ("generic_timeout", OTHER),
+];
+
+impl Opened {
+    /// Opens what is needed, in the calling thread's namespace, which is the uplink's and has its rules: they make it
+    /// track connections.
+    pub(crate) fn open() -> Result<Self, GateError> {
+        for (name, value) in PARAMETERS {
+            let name = format!("netfilter/nf_conntrack_{name}");
+            sysctl::set(&name, &value.to_string()).map_err(|error| GateError::SetUp("the uplink", error))?;
+        }
+        let mut table = Table::open().map_err(GateError::Tracking)?;
+        // The first request makes sure that the kernel has what the socket below asks for.
+        table.forget_expired().map_err(GateError::Tracking)?;
+        let endings = Endings::open(ENDINGS_BUFFER).map_err(GateError::Tracking)?;
+        let filter = nft::Connection::open().map_err(|error| GateError::Rules("the uplink", error))?;
+        Ok(Self { endings, table, filter })
+    }
+}
+
+impl Tracking {
+    /// Takes what is open inside; `machine` is the table of the machine's namespace.
+    pub(crate) fn new(opened: Opened, machine: Table, max_flows: usize, runtime: Handle) -> Self {
+        let Opened { endings, table, filter } = opened;
+        Self {
+            descriptor: endings.as_raw_fd(),
+            state: Mutex::new(State { wired: Wired::new(max_flows), filter }),
+            endings: Mutex::new(endings),
+            table: Mutex::new(table),
+            machine: Mutex::new(machine),
+            runtime,
+            is_reconciling: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on what passes by this wire is this sandbox's.
+    pub(crate) fn add(&self, slot: Slot, sandbox: &Arc<Sandbox>) {
+        self.state.lock().wired.add(slot, Arc::downgrade(sandbox));
+    }
+
+    /// The wire passes nothing any more: ends its connections, and records what they amounted to.
+    pub(crate) fn cut(self: &Arc<Self>, slot: Slot) {
+        if let Err(error) = self.table.lock().end_marked(slot.mark()) {
+            tracing::warn!(%error, wire = slot.interface(), "the connections of a wire were not ended");
+        }
+        self.take_endings(usize::MAX);
+    }
+
+    /// Nothing more of this wire will be logged.
+    pub(crate) fn remove(self: &Arc<Self>, slot: Slot) {
+        self.take_endings(usize::MAX);
+        let mut state = self.state.lock();
+        let Some(removed) = state.wired.remove(slot) else { return };
+        if removed.was_full {
+            // Whoever gets the wire next begins with room.
+            state.make(slot, Room::Free);
+        }
+        drop(state);
+        record_lost(&removed.sandbox, removed.waiting);
+    }
+
+    /// Ends the connections of a wire that the policy does not permit, and records what they amounted to.
+    pub(crate) fn revoke(self: &Arc<Self>, slot: Slot, now: &InForce) {
+        let refused = self.state.lock().wired.refused(slot, |tuple| is_permitted(tuple, now));
+        if refused.is_empty() {
+            return;
+        }
+        if let Err(error) = self.table.lock().end(&refused) {
+            tracing::warn!(%error, wire = slot.interface(), "revoked connections were not ended");
+        }
+        self.take_endings(usize::MAX);
+    }
+
+    /// Records what the uplink's packet filter has logged.
+    pub(crate) fn record(self: &Arc<Self>, received: Received) {
+        if received.lost > 0 {
+            // Whose they were is lost with them.
+            let all: Vec<_> = self.state.lock().wired.sandboxes().collect();
+            for sandbox in all.iter().filter_map(Weak::upgrade) {
+                sandbox.recorder.gap("uplink_log", received.lost);
+            }
+            self.reconcile();
+        }
+        for packet in received.packets {
+            let Some(slot) = packet.flow.and_then(|headers| Slot::of(headers.source)) else { continue };
+            let sandbox = self.state.lock().wired.sandbox(slot);
+            let Some(sandbox) = sandbox.as_ref().and_then(Weak::upgrade) else { continue };
+            match packet.prefix.as_str() {
+                PERMITTED => self.record_beginning(&sandbox, slot, &packet),
+                LIMITED => {
+                    self.state.lock().wired.limited(slot);
+                    sandbox.record_limit(&packet);
+                }
+                _ => sandbox.record_refusal(&packet),
+            }
+        }
+    }
+
+    /// Whether flows of this wire were refused for being too many.
+    pub(crate) fn was_limited(&self, slot: Slot) -> bool {
+        self.state.lock().wired.was_limited(slot)
+    }
+
+    /// Records what the packet filter's counter of refusals that were not logged shows.
+    pub(crate) fn record_unlogged(&self, slot: Slot, count: u64) {
+        let mut state = self.state.lock();
+        let more = state.wired.unlogged(slot, count);
+        let sandbox = state.wired.sandbox(slot);
+        drop(state);
+        if let Some(sandbox) = sandbox.as_ref().and_then(Weak::upgrade) {
+            sandbox.recorder.gap("uplink_log_limit", more);
+        }
+    }
+
+    fn record_beginning(self: &Arc<Self>, sandbox: &Sandbox, slot: Slot, packet: &Packet) {
+        let Some((event, headers)) = sandbox.record_permission(packet) else { return };
+        let mut state = self.state.lock();
+        let (begun, room) = state.wired.begin(slot, Tuple::of(&headers), event, Instant::now());
+        state.make(slot, room);
+        drop(state);
+        if room == Room::Full {
+            // Of many, the time is over.
+            self.in_background(Self::look);
+        }
+        match begun {
+            Begun::Remembered => {}
+            Begun::Over(totals) => sandbox.recorder.finish(event, totals),
+            Begun::Forgotten => sandbox.recorder.gap(LOST, u64::from(event != 0)),
+        }
+    }
+
+    /// Records connections that have ended, so many at most. Returns whether there may be more.
+    fn take_endings(self: &Arc<Self>, most: usize) -> bool {
+        let mut outside = Vec::new();
+        let mut endings = self.endings.lock();
+        let is_done = loop {
+            match endings.recv() {
+                Ok(Some(ended)) => {
+                    if ended.overrun {
+                        self.reconcile();
+                    }
+                    for entry in ended.connections {
+                        outside.push(entry.reply.inverted(&entry.original));
+                        self.record_end(&entry);
+                    }
+                }
+                Ok(None) => break true,
+                Err(error) => {
+                    tracing::error!(%error, "what passed by wires is not known any more");
+                    break true;
+                }
+            }
+            if outside.len() >= most {
+                break false;
+            }
+        };
+        drop(endings);
+        // The machine's namespace would remember one that was cut for days.
+        if let Err(error) = self.machine.lock().end(&outside) {
+            tracing::debug!(%error, "the machine still tracks connections that have ended");
+        }
+        is_done
+    }
+
+    fn record_end(&self, entry: &Entry) {
+        let Some(slot) = Slot::marked(entry.mark) else { return };
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        let (ended, room) = state.wired.end(slot, entry.original, |since| totals(entry, since), now);
+        state.make(slot, room);
+        drop(state);
+        if let Some((sandbox, event, totals)) = ended
+            && let Some(sandbox) = sandbox.upgrade()
+        {
+            sandbox.recorder.finish(event, totals);
+        }
+    }
+
+    /// After a loss: finds out in the background what there is, and what is missing.
+    fn reconcile(self: &Arc<Self>) {
+        if !self.is_reconciling.swap(true, Ordering::AcqRel) {
+            self.in_background(|this| {
+                this.is_reconciling.store(false, Ordering::Release);
+                this.compare();
+            });
+        }
+    }
+
+    fn compare(self: &Arc<Self>) {
+        let asked = Instant::now();
+        let mut there = HashSet::new();
+        let listed = self.table.lock().list(|entry| {
+            there.extend(Slot::marked(entry.mark).map(|slot| (slot, entry.original)));
+        });
+        if let Err(error) = listed {
+            tracing::error!(%error, "the connections by wires cannot be listed");
+            return;
+        }
+        // What has ended meanwhile is not lost.
+        self.take_endings(usize::MAX);
+        let mut state = self.state.lock();
+        let Reconciled { lost, rooms } = state.wired.reconcile(&there, asked);
+        for (slot, room) in rooms {
+            state.make(slot, room);
+        }
+        drop(state);
+        for (sandbox, count) in lost {
+            record_lost(&sandbox, count);
+        }
+    }
+
+    /// Has the kernel tell of connections whose time is over.
+    fn look(self: &Arc<Self>) {
+        if let Err(error) = self.table.lock().forget_expired() {
+            tracing::debug!(%error, "the kernel does not look for connections whose time is over");
+        }
+    }
+
+    fn in_background(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        let this = Arc::clone(self);
+        drop(self.runtime.spawn_blocking(move || work(&this)));
+    }
+}
+
+/// Follows what the kernel tells of connections that end, until `stop`.
+pub(crate) async fn follow(tracking: AsyncFd<Watched>, stop: CancellationToken) -> io::Result<()> {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let Watched(this) = tracking.get_ref();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = looks.tick() => {
+                if this.state.lock().wired.has_flows() {
+                    this.in_background(Tracking::look);
+                }
+            }
+            ready = tracking.readable() => {
+                ready?.clear_ready();
+                while !this.take_endings(AT_ONCE) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+}
+
+/// [`Tracking`] as a descriptor that becomes readable when a connection has ended.
+pub(crate) struct Watched(pub(crate) Arc<Tracking>);
+
+impl AsRawFd for Watched {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.descriptor
+    }
+}
+
+impl Descriptor for Watched {}
+
+impl State {
+    /// Tells the kernel whether a wire may have new flows.
+    fn make(&mut self, slot: Slot, room: Room) {
+        let Some(batch) = uplink_rules::room(slot, room) else { return };
+        if let Err(error) = self.filter.commit(batch) {
+            tracing::error!(%error, wire = slot.interface(), ?room, "a limit on flows is not in force");
+        }
+    }
+}
+
+/// What a gap says: the bytes and the duration of so many flows are not known.
+const LOST: &str = "wired_totals";
+
+fn record_lost(sandbox: &Weak<Sandbox>, count: u64) {
+    if let Some(sandbox) = sandbox.upgrade() {
+        sandbox.recorder.gap(LOST, count);
+    }
+}
+
+/// Whether packets may go this way by the wire.
+fn is_permitted(tuple: &Tuple, in_force: &InForce) -> bool {
+    let flow = Flow {
+        protocol: events::protocol(tuple.protocol),
+        name: None,
+        address: Some(tuple.destination),
+        port: tuple.ports.map(|(_, destination)| destination),
+    };
+    in_force.policy.topology() == Topology::Wire && in_force.policy.judge(&flow).is_allowed()
+}
+
+/// What a connection amounted to. One that was over, or whose time was over, ended with its last packet; one that was
+/// cut, when it was cut.
+fn totals(entry: &Entry, since: Instant) -> FlowTotals {
+    let age = entry.age.unwrap_or_else(|| since.elapsed());
+    FlowTotals {
+        bytes_up: entry.sent.bytes,
+        bytes_down: entry.received.bytes,
+        duration: age.saturating_sub(silence(entry)),
+    }
+}
+
+/// For how long nothing had come when it ended. The kernel says in whole seconds how long it would still have waited.
+fn silence(entry: &Entry) -> Duration {
+    const TCP_PROTOCOL: u8 = 6;
+    let limit = match (entry.original.protocol, entry.tcp) {
+        (_, Some(state)) if state.is_over() => TCP_OVER,
+        (TCP_PROTOCOL, _) => return Duration::ZERO,
+        _ if !entry.remaining.is_zero() => return Duration::ZERO,
+        (UDP_PROTOCOL, _) if entry.is_assured => UDP_ANSWERED,
+        (UDP_PROTOCOL, _) => UDP,
+        (1 | 58, _) => ICMP,
+        _ => OTHER,
+    };
+    let limit = Duration::from_secs(limit);
+    if entry.remaining.is_zero() {
+        limit
+    } else {
+        limit.saturating_sub(entry.remaining + Duration::from_secs(1))
+    }
+}
+
+const UDP_PROTOCOL: u8 = 17;
+
+#[cfg(test)]
+mod tests {
+    use nft::conntrack::{Counters, TcpState};
+
+    use super::*;
+
+    fn entry(protocol: u8, tcp: Option<TcpState>, age: u64, remaining: u64) -> Entry {
+        let tuple = Tuple {
+            source: Slot::new(0).unwrap().v4().into(),
+            destination: "10.1.2.3".parse().unwrap(),
+            protocol,
+            ports: Some((1000, 80)),
+            icmp: None,
+        };
+        Entry {
+            original: tuple,
+            reply: tuple.inverted(&tuple),
+            mark: 1,
+            sent: Counters { packets: 2, bytes: 100 },
+            received: Counters { packets: 3, bytes: 2000 },
+            age: Some(Duration::from_secs(age)),
+            remaining: Duration::from_secs(remaining),
+            is_assured: false,
+            tcp,
+        }
+    }
+
+    fn seconds(entry: &Entry) -> u64 {
+        totals(entry, Instant::now()).duration.as_secs()
+    }
+
+    #[test]
+    fn a_flow_lasts_until_its_last_packet_or_until_it_is_cut() {
+        let over = Some(TcpState::TIME_WAIT);
+        assert_eq!(seconds(&entry(6, over, 25, 0)), 20);
+        assert_eq!(seconds(&entry(6, over, 25, 2)), 23);
+        assert_eq!(seconds(&entry(6, None, 25, 400_000)), 25);
+        assert_eq!(seconds(&entry(17, None, 40, 0)), 10);
+        assert_eq!(seconds(&Entry { is_assured: true, ..entry(17, None, 130, 0) }), 10);
+        assert_eq!(seconds(&entry(17, None, 40, 20)), 40);
+        assert_eq!(seconds(&entry(1, None, 31, 0)), 1);
+        assert_eq!(seconds(&entry(1, None, 3, 0)), 0);
+    }
+
+    #[test]
+    fn bytes_are_told_as_the_sandbox_sees_them() {
+        let totals = totals(&Entry { age: None, ..entry(17, None, 0, 5) }, Instant::now());
+        assert_eq!((totals.bytes_up, totals.bytes_down), (100, 2000));
+    }
+}
