@@ -59,8 +59,8 @@ pub(crate) struct Opened {
     filter: nft::Connection,
 }
 
-/// How often the kernel is made to look for connections whose time is over; by itself it does once a minute.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the kernel is made to look at flows that may be over.
+const LOOK: Duration = Duration::from_secs(1);
 /// How many bytes the kernel may hold of what it has to tell of connections that end: about so many KiB of them.
 const ENDINGS_BUFFER: usize = 16 << 20;
 /// How many of them are dealt with in one go.
@@ -69,7 +69,7 @@ const AT_ONCE: usize = 256;
 /// How long connections are remembered (seconds): TCP ones when they are over (the kernel's own 120 would keep ports
 /// and memory for nothing), UDP ones without and with an answer, ICMP ones, and those of other protocols. Known here,
 /// because what is told of one that ends was forgotten so long after its last packet.
-const TCP_OVER: u64 = 5;
+const TCP_OVER: u64 = 3;
 const UDP: u64 = 30;
 const UDP_ANSWERED: u64 = 120;
 const ICMP: u64 = 30;
@@ -99,7 +99,7 @@ impl Opened {
         }
         let mut table = Table::open().map_err(GateError::Tracking)?;
         // The first request makes sure that the kernel has what the socket below asks for.
-        table.forget_expired().map_err(GateError::Tracking)?;
+        table.end_marked(u32::MAX).map_err(GateError::Tracking)?;
         let endings = Endings::open(ENDINGS_BUFFER).map_err(GateError::Tracking)?;
         let filter = nft::Connection::open().map_err(|error| GateError::Rules("the uplink", error))?;
         Ok(Self { endings, table, filter })
@@ -206,10 +206,6 @@ impl Tracking {
         let (begun, room) = state.wired.begin(slot, Tuple::of(&headers), event, Instant::now());
         state.make(slot, room);
         drop(state);
-        if room == Room::Full {
-            // Of many, the time is over.
-            self.in_background(Self::look);
-        }
         match begun {
             Begun::Remembered => {}
             Begun::Over(totals) => sandbox.recorder.finish(event, totals),
@@ -297,11 +293,17 @@ impl Tracking {
         }
     }
 
-    /// Has the kernel tell of connections whose time is over.
+    /// Has the kernel look at flows that may be over.
     fn look(self: &Arc<Self>) {
-        if let Err(error) = self.table.lock().forget_expired() {
-            tracing::debug!(%error, "the kernel does not look for connections whose time is over");
+        let due = self.state.lock().wired.due(Instant::now());
+        if due.is_empty() {
+            return;
         }
+        self.in_background(move |this| {
+            if let Err(error) = this.table.lock().look_at(&due) {
+                tracing::debug!(%error, "the kernel does not look at connections whose time may be over");
+            }
+        });
     }
 
     fn in_background(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
@@ -318,11 +320,7 @@ pub(crate) async fn follow(tracking: AsyncFd<Watched>, stop: CancellationToken) 
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            _ = looks.tick() => {
-                if this.state.lock().wired.has_flows() {
-                    this.in_background(Tracking::look);
-                }
-            }
+            _ = looks.tick() => this.look(),
             ready = tracking.readable() => {
                 ready?.clear_ready();
                 while !this.take_endings(AT_ONCE) {
@@ -441,8 +439,8 @@ mod tests {
     #[test]
     fn a_flow_lasts_until_its_last_packet_or_until_it_is_cut() {
         let over = Some(TcpState::TIME_WAIT);
-        assert_eq!(seconds(&entry(6, over, 25, 0)), 20);
-        assert_eq!(seconds(&entry(6, over, 25, 2)), 23);
+        assert_eq!(seconds(&entry(6, over, 25, 0)), 22);
+        assert_eq!(seconds(&entry(6, over, 25, 1)), 24);
         assert_eq!(seconds(&entry(6, None, 25, 400_000)), 25);
         assert_eq!(seconds(&entry(17, None, 40, 0)), 10);
         assert_eq!(seconds(&Entry { is_assured: true, ..entry(17, None, 130, 0) }), 10);

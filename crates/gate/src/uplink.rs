@@ -217,7 +217,7 @@ impl Inside {
 }
 
 /// Below `/proc/sys/net`, in the uplink namespace.
-const PARAMETERS: [(&str, &str); 8] = [
+const PARAMETERS: [(&str, &str); 10] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv6/conf/default/forwarding", "1"),
@@ -226,6 +226,9 @@ const PARAMETERS: [(&str, &str); 8] = [
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/conf/all/send_redirects", "0"),
+    // Each refusal is answered: nothing is to wait for one.
+    ("ipv4/icmp_ratemask", "0"),
+    ("ipv6/icmp/ratelimit", "0"),
 ];
 
 /// Inside the sandbox's namespace. The addresses stay on loopback when the wire goes, so that connections through

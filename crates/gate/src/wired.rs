@@ -39,11 +39,19 @@ const MAX_EARLY: usize = 1024;
 /// And for how long: many times what the log is slower by, and too short for the same ports to be used again.
 const EARLY: Duration = Duration::from_secs(1);
 
+/// How long after its beginning a flow is looked at to see whether it is over, and how long after that again. The kernel
+/// notices that the time of one is over when somebody looks, or within a minute: so short flows are told of soon, and
+/// long ones cost nothing.
+const LOOKS: [Duration; 4] =
+    [Duration::from_secs(4), Duration::from_secs(4), Duration::from_secs(8), Duration::from_secs(16)];
+
 /// The flows of all wires. `S` stands for the sandbox whose wire it is.
 #[derive(Debug)]
 pub(crate) struct Wired<S> {
     wires: HashMap<Slot, Wire<S>>,
     max_flows: usize,
+    /// The flows that are to be looked at, each list in order of the time since when: [`LOOKS`] after that.
+    looks: [VecDeque<(Instant, Slot, Tuple)>; LOOKS.len()],
 }
 
 #[derive(Debug)]
@@ -109,7 +117,7 @@ pub(crate) enum Room {
 
 impl<S: Clone> Wired<S> {
     pub(crate) fn new(max_flows: usize) -> Self {
-        Self { wires: HashMap::new(), max_flows }
+        Self { wires: HashMap::new(), max_flows, looks: Default::default() }
     }
 
     /// A wire that is to come.
@@ -142,9 +150,25 @@ impl<S: Clone> Wired<S> {
         self.wires.values().map(|wire| wire.sandbox.clone())
     }
 
-    /// Whether any flow is open.
-    pub(crate) fn has_flows(&self) -> bool {
-        self.wires.values().any(|wire| !wire.open.is_empty())
+    /// The open flows that are to be looked at now.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<Tuple> {
+        let mut due = Vec::new();
+        for (stage, delay) in LOOKS.into_iter().enumerate() {
+            let Some(list) = self.looks.get_mut(stage) else { continue };
+            let is_due =
+                |(since, ..): &mut (Instant, Slot, Tuple)| now.saturating_duration_since(*since) >= delay;
+            let mut open = Vec::new();
+            while let Some((_, slot, tuple)) = list.pop_front_if(is_due) {
+                if self.wires.get(&slot).is_some_and(|wire| wire.open.contains_key(&tuple)) {
+                    open.push((now, slot, tuple));
+                }
+            }
+            due.extend(open.iter().map(|(_, _, tuple)| *tuple));
+            if let Some(next) = self.looks.get_mut(stage + 1) {
+                next.extend(open);
+            }
+        }
+        due
     }
 
     /// The open flows of a wire that are not `permitted`.
@@ -167,6 +191,8 @@ impl<S: Clone> Wired<S> {
             return (Begun::Forgotten, Room::Unchanged);
         }
         wire.open.insert(tuple, Open { event, since: now });
+        let [first, ..] = &mut self.looks;
+        first.push_back((now, slot, tuple));
         (Begun::Remembered, wire.room(self.max_flows))
     }
 
@@ -350,6 +376,22 @@ mod tests {
         assert_eq!(wired.refused(slot(0), |_| false).len(), 2);
         assert_eq!(wired.end(slot(1), flow(8), |_| totals(1), asked).0, None);
         assert_eq!(wired.end(slot(0), flow(2), |_| totals(5), asked).0, Some(("one", 12, totals(5))));
+    }
+
+    #[test]
+    fn a_flow_is_looked_at_less_and_less_often_while_it_is_open() {
+        let start = Instant::now();
+        let mut wired = wired(10);
+        let _ = wired.begin(slot(0), flow(1), 1, start);
+        let _ = wired.begin(slot(0), flow(2), 1, start);
+        let _ = wired.end(slot(0), flow(2), |_| totals(1), start);
+        let looked = (0..100).filter(|second| {
+            let due = wired.due(start + Duration::from_secs(*second));
+            assert!(due.iter().all(|tuple| *tuple == flow(1)));
+            !due.is_empty()
+        });
+        assert_eq!(looked.collect::<Vec<_>>(), [4, 8, 16, 32]);
+        assert!(wired.looks.iter().all(VecDeque::is_empty));
     }
 
     #[test]

@@ -44,34 +44,21 @@ impl Table {
     /// # Errors
     /// When the kernel refuses one for another reason than its absence. The others are ended all the same.
     pub fn end(&mut self, connections: &[Tuple]) -> Result<usize, Error> {
-        let mut ended = 0;
-        let mut refused = None;
-        for chunk in connections.chunks(AT_ONCE) {
-            let mut request = Writer::with_capacity(128 * chunk.len());
-            let first = self.sequence.wrapping_add(1);
-            for tuple in chunk {
-                let head = self.head(ct::MSG_DELETE, NLM_F_ACK, tuple.family());
-                request.message(head, |writer| {
-                    writer.nest(ct::TUPLE_ORIG, |writer| tuple.write(writer));
-                });
-            }
-            self.send(request.bytes())?;
-            for code in self.answers(first, chunk.len())? {
-                match code {
-                    0 => ended += 1,
-                    code if is_absent(code) => {}
-                    code => refused = Some(code),
-                }
-            }
-        }
-        match refused {
-            Some(code) => Err(Error::Conntrack { action: "end a connection", source: kernel_error(code) }),
-            None => Ok(ended),
-        }
+        self.each(connections, ct::MSG_DELETE, NLM_F_ACK, "end a connection")
     }
 
-    /// Ends all connections that have this mark. Takes a millisecond or two: the kernel goes through the tables of
-    /// all namespaces, which are one.
+    /// Has the kernel look at these connections, given as their first packets had them: it forgets those whose time
+    /// is over. By itself it looks about once a minute, or when their place is needed. Returns how many there still
+    /// are.
+    ///
+    /// # Errors
+    /// When the kernel refuses to look.
+    pub fn look_at(&mut self, connections: &[Tuple]) -> Result<usize, Error> {
+        self.each(connections, ct::MSG_GET, 0, "look at a connection")
+    }
+
+    /// Ends all connections that have this mark. Takes some tenths of a millisecond, unless there are none at
+    /// all: the kernel goes through the tables of all namespaces, which are one.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -90,33 +77,16 @@ impl Table {
         }
     }
 
-    /// The connections that there are, each given to `take`.
+    /// The connections that there are, each given to `take`. Takes some twenty milliseconds, because the kernel goes
+    /// through the tables of all namespaces with more care than for [`end_marked`](Self::end_marked).
     ///
     /// # Errors
     /// When the kernel refuses, or its answer ends early.
-    pub fn list(&mut self, take: impl FnMut(Entry)) -> Result<(), Error> {
-        self.dump(None, take)
-    }
-
-    /// Has the kernel forget the connections whose time is over, of whatever namespace, now: otherwise it looks for
-    /// them once a minute, or when their place is needed.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn forget_expired(&mut self) -> Result<(), Error> {
-        // It does so on the way through a listing, however short that comes out.
-        self.dump(Some(u32::MAX), |_| {})
-    }
-
-    fn dump(&mut self, mark: Option<u32>, mut take: impl FnMut(Entry)) -> Result<(), Error> {
+    pub fn list(&mut self, mut take: impl FnMut(Entry)) -> Result<(), Error> {
         const WHAT: &str = "tracked connections";
         let head = self.head(ct::MSG_GET, NLM_F_DUMP, nfproto::UNSPEC);
         let mut request = Writer::with_capacity(64);
-        request.message(head, |writer| {
-            if let Some(mark) = mark {
-                write_mark(writer, mark);
-            }
-        });
+        request.message(head, |_| {});
         self.send(request.bytes())?;
         loop {
             let over = self.receive(|message| {
@@ -143,6 +113,40 @@ impl Table {
         }
     }
 
+    /// Makes a request about each of these connections. Returns how many of them there were.
+    fn each(
+        &mut self,
+        connections: &[Tuple],
+        operation: u16,
+        flags: u16,
+        action: &'static str,
+    ) -> Result<usize, Error> {
+        let mut there = 0;
+        let mut refused = None;
+        for chunk in connections.chunks(AT_ONCE) {
+            let mut request = Writer::with_capacity(128 * chunk.len());
+            let first = self.sequence.wrapping_add(1);
+            for tuple in chunk {
+                let head = self.head(operation, flags, tuple.family());
+                request.message(head, |writer| {
+                    writer.nest(ct::TUPLE_ORIG, |writer| tuple.write(writer));
+                });
+            }
+            self.send(request.bytes())?;
+            for code in self.answers(first, chunk.len())? {
+                match code {
+                    0 => there += 1,
+                    code if is_absent(code) => {}
+                    code => refused = Some(code),
+                }
+            }
+        }
+        match refused {
+            Some(code) => Err(Error::Conntrack { action, source: kernel_error(code) }),
+            None => Ok(there),
+        }
+    }
+
     fn head(&mut self, operation: u16, flags: u16, family: u8) -> Head {
         self.sequence = self.sequence.wrapping_add(1);
         let kind = subsystem::CTNETLINK << 8 | operation;
@@ -159,7 +163,7 @@ impl Table {
         while codes.len() < count {
             self.receive(|message| {
                 let index = usize::try_from(message.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
-                if message.kind == NLMSG_ERROR && index < count {
+                if index < count {
                     codes.push(code(message));
                 }
                 None
@@ -199,11 +203,12 @@ fn write_mark(writer: &mut Writer, mark: u32) {
     writer.u32(ct::MARK_MASK, u32::MAX);
 }
 
-/// What a control message says: 0, or an error as a negative number.
+/// What an answer says: 0, or an error as a negative number.
 fn code(message: &Message<'_>) -> i32 {
     match message.kind {
         NLMSG_ERROR => acknowledgement(message).map_or(0, |(code, _)| code),
-        _ => message.body.first_chunk().copied().map_or(0, i32::from_ne_bytes),
+        NLMSG_DONE => message.body.first_chunk().copied().map_or(0, i32::from_ne_bytes),
+        _ => 0,
     }
 }
 
