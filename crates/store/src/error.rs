@@ -63,6 +63,19 @@ pub enum StoreError {
         /// The newest schema this program knows.
         known: i64,
     },
+    /// The database was written by an earlier version of this program, which may still be running.
+    #[error("the database {} has schema {found}, and this version needs {known}; start the daemon of this version first", path.display())]
+    OlderSchema {
+        /// The database.
+        path: PathBuf,
+        /// The schema found.
+        found: i64,
+        /// The schema needed.
+        known: i64,
+    },
+    /// The events of an earlier version are not in their chains yet.
+    #[error("the events of an earlier version are not chained yet; the daemon does it when it starts")]
+    Unchained,
     /// The database cannot be brought to this version's schema.
     #[error("cannot bring the database {} to the schema of this version", path.display())]
     Migrate {

@@ -39,8 +39,8 @@ use crate::directory::DirectoryLock;
 pub use crate::{
     error::StoreError,
     events::{
-        Category, EventBatch, EventPage, EventQuery, EventRecord, EventRule, EventUpdate, Events, MAX_PAGE,
-        Order, RuleKind,
+        Category, ChainHash, ChainHashError, ChainReport, EventBatch, EventPage, EventQuery, EventRecord,
+        EventRule, EventUpdate, Events, Finding, MAX_PAGE, Order, Problem, RuleKind,
     },
     idempotency::{Begin, Idempotency, REPLAY_WINDOW},
     keys::{KeyRecord, Keys},
@@ -89,30 +89,54 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the data directory beside a daemon that may be running: to read events, and to manage keys.
-    /// Sandboxes belong to the daemon and must not be changed through this.
+    /// Opens the data directory beside a daemon that may be running, to manage keys. Sandboxes belong to the daemon
+    /// and must not be changed through this.
     ///
     /// # Errors
-    /// As [`Store::open`], but never [`StoreError::Locked`].
+    /// As [`Store::open`], but [`StoreError::Locked`] only if the database is of an older version and the daemon,
+    /// which then is, too, is running.
     pub async fn open_beside(dir: &Path) -> Result<Self, StoreError> {
         directory::make_private(dir)?;
-        Self::connect(dir, None).await
+        // A daemon of an older version must not find another schema under its feet.
+        let lock = if schema::is_current(&dir.join(DATABASE)).await? {
+            None
+        } else {
+            Some(DirectoryLock::take(dir)?)
+        };
+        let store = Self::connect(dir, None).await;
+        drop(lock);
+        store
+    }
+
+    /// Opens the data directory only to read, beside a daemon that may be running. Writing through this fails.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] if there is no database, [`StoreError::OlderSchema`] and [`StoreError::NewerSchema`] if
+    /// it is of another version, [`StoreError::Corrupt`] if it is damaged.
+    pub async fn open_read_only(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join(DATABASE);
+        schema::require_current(&path).await?;
+        let options = options(&path).read_only(true).create_if_missing(false);
+        let readers = pool(READERS).connect_lazy_with(options);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                writer: readers.clone(),
+                durable: readers.clone(),
+                readers,
+                _lock: None,
+            }),
+        })
     }
 
     async fn connect(dir: &Path, lock: Option<DirectoryLock>) -> Result<Self, StoreError> {
         let path = dir.join(DATABASE);
         directory::create_private_file(&path)?;
 
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true)
-            .thread_name(|n| format!("sqlite-{n}"));
+        let options = options(&path).journal_mode(SqliteJournalMode::Wal);
         let writer = pool(1).connect_with(options.clone()).await.map_err(|e| error::opening(&path, e))?;
         schema::migrate(&writer, &path).await?;
         schema::check(&writer, &path).await?;
+        events::adopt(&writer).await?;
 
         Ok(Self {
             inner: Arc::new(Inner {
@@ -153,6 +177,15 @@ impl Store {
     }
 }
 
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .synchronous(SqliteSynchronous::Normal)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .thread_name(|n| format!("sqlite-{n}"))
+}
+
 fn pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)
@@ -175,13 +208,13 @@ mod tests {
     async fn a_database_of_a_newer_program_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
-        sqlx::query("INSERT INTO _sqlx_migrations SELECT 9, 'later', installed_on, TRUE, checksum, 0 FROM _sqlx_migrations")
+        sqlx::query("INSERT INTO _sqlx_migrations SELECT 9, 'later', installed_on, TRUE, checksum, 0 FROM _sqlx_migrations LIMIT 1")
             .execute(&store.inner.writer)
             .await
             .unwrap();
         drop(store);
         let refused = Store::open(dir.path()).await.unwrap_err();
-        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 1, .. }), "{refused:?}");
+        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 2, .. }), "{refused:?}");
     }
 
     #[tokio::test]

@@ -1,16 +1,20 @@
 //! The schema and its history.
 
-use std::path::Path;
+use std::{cmp::Ordering, path::Path};
 
 use sqlx::{
-    SqlSafeStr, SqlitePool,
+    Connection, SqlSafeStr, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migration, MigrationType, Migrator},
+    sqlite::SqliteConnectOptions,
 };
 
 use crate::{StoreError, error};
 
 /// Every step, oldest first. A step that was released is never edited: the next change is another file.
-const STEPS: &[(i64, &str, &str)] = &[(1, "initial", include_str!("../migrations/0001_initial.sql"))];
+const STEPS: &[(i64, &str, &str)] = &[
+    (1, "initial", include_str!("../migrations/0001_initial.sql")),
+    (2, "chains", include_str!("../migrations/0002_chains.sql")),
+];
 
 /// Brings the database to the newest schema.
 pub(crate) async fn migrate(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
@@ -20,14 +24,51 @@ pub(crate) async fn migrate(pool: &SqlitePool, path: &Path) -> Result<(), StoreE
     match Migrator::with_migrations(steps.collect()).run(pool).await {
         Ok(()) => Ok(()),
         Err(MigrateError::VersionMissing(found)) => {
-            let known = STEPS.last().map_or(0, |step| step.0);
-            Err(StoreError::NewerSchema { path: path.to_owned(), found, known })
+            Err(StoreError::NewerSchema { path: path.to_owned(), found, known: known() })
         }
         Err(MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) => {
             Err(error::opening(path, source))
         }
         Err(source) => Err(StoreError::Migrate { path: path.to_owned(), source: Box::new(source) }),
     }
+}
+
+/// Whether the database has the newest schema; a missing one does not.
+pub(crate) async fn is_current(path: &Path) -> Result<bool, StoreError> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    Ok(found(path).await? >= known())
+}
+
+/// Makes sure that the database has the newest schema.
+pub(crate) async fn require_current(path: &Path) -> Result<(), StoreError> {
+    let (found, known, path) = (found(path).await?, known(), path.to_owned());
+    match found.cmp(&known) {
+        Ordering::Less => Err(StoreError::OlderSchema { path, found, known }),
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(StoreError::NewerSchema { path, found, known }),
+    }
+}
+
+fn known() -> i64 {
+    STEPS.last().map_or(0, |step| step.0)
+}
+
+/// The schema of a database; 0 if it has none yet.
+async fn found(path: &Path) -> Result<i64, StoreError> {
+    let opening = |e| error::opening(path, e);
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = SqliteConnection::connect_with(&options).await.map_err(opening)?;
+    let has_one = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations')";
+    let found = if sqlx::query_scalar(has_one).fetch_one(&mut connection).await.map_err(opening)? {
+        let newest = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
+        sqlx::query_scalar(newest).fetch_one(&mut connection).await.map_err(opening)?
+    } else {
+        0
+    };
+    connection.close().await.map_err(opening)?;
+    Ok(found)
 }
 
 /// Looks for damage in the tables that hold state. The events are left out: they may be many, and are checked by

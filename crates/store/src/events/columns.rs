@@ -1,14 +1,13 @@
-//! An event as the values of its columns.
-
-use std::{borrow::Cow, fmt::Write, sync::Arc};
+//! An event as the values of its columns, and what of it may change.
 
 use policy::Decision;
-use sqlx::{Sqlite, query::Query, sqlite::SqliteArguments};
+use sqlx::{Row, sqlite::SqliteRow};
 
-use super::EventRecord;
+use super::{EventRecord, EventUpdate, statement::Value};
 use crate::value::{json, micros, signed};
 
-/// The columns that an event fills, in the order of [`values`].
+/// The columns that an event fills, in the order of [`values`]. Links are made over these in this order, so new ones
+/// go to the end.
 pub(super) const COLUMNS: [&str; 20] = [
     "id",
     "time",
@@ -32,20 +31,25 @@ pub(super) const COLUMNS: [&str; 20] = [
     "detail",
 ];
 
-/// A value as SQLite stores it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value<'a> {
-    Null,
-    Integer(i64),
-    Text(Cow<'a, str>),
-}
+/// The columns of numbers; the others hold text.
+const NUMBERS: [&str; 9] =
+    ["id", "time", "port", "generation", "count", "last_time", "bytes_up", "bytes_down", "duration_ms"];
+
+/// Where an event's [`Outcome`] is among its columns.
+const OUTCOME: std::ops::Range<usize> = 14..19;
 
 /// The values of an event's [`COLUMNS`].
-pub(super) fn values(event: &EventRecord) -> [Value<'_>; COLUMNS.len()] {
+pub(super) type Values<'a> = [Value<'a>; COLUMNS.len()];
+
+/// What of an event may still change: `count`, `last_time`, `bytes_up`, `bytes_down` and `duration_ms`.
+pub(super) type Outcome = [Option<i64>; 5];
+
+/// The values of an event.
+pub(super) fn values(event: &EventRecord) -> Values<'_> {
     [
         signed(event.id).into(),
         micros(event.time).into(),
-        event.sandbox_id.as_deref().into(),
+        stream(event).map_or(Value::Null, Value::from),
         event.category.as_str().into(),
         event.kind.as_ref().into(),
         event.decision.map(decision).into(),
@@ -66,41 +70,56 @@ pub(super) fn values(event: &EventRecord) -> [Value<'_>; COLUMNS.len()] {
     ]
 }
 
-impl Value<'_> {
-    /// Binds this as the next parameter of a statement.
-    pub(super) fn bind_to<'q>(
-        self,
-        query: Query<'q, Sqlite, SqliteArguments>,
-    ) -> Query<'q, Sqlite, SqliteArguments> {
-        match self {
-            Self::Null => query.bind(None::<i64>),
-            Self::Integer(number) => query.bind(number),
-            Self::Text(text) => query.bind(Arc::<str>::from(text)),
+/// The sandbox whose event it is; none for the service's own.
+pub(super) fn stream(event: &EventRecord) -> Option<&str> {
+    event.sandbox_id.as_deref().filter(|id| !id.is_empty())
+}
+
+/// The values of a stored event, as they are.
+///
+/// # Errors
+/// If one is of another type than its column.
+pub(super) fn stored(row: &SqliteRow) -> Result<Values<'_>, sqlx::Error> {
+    let mut values = [const { Value::Null }; COLUMNS.len()];
+    for (value, column) in values.iter_mut().zip(COLUMNS) {
+        *value = if NUMBERS.contains(&column) {
+            row.try_get::<Option<i64>, _>(column)?.into()
+        } else {
+            row.try_get::<Option<&str>, _>(column)?.into()
+        };
+    }
+    Ok(values)
+}
+
+/// What of a stored event may still change.
+pub(super) fn outcome(row: &SqliteRow) -> Result<Outcome, sqlx::Error> {
+    let mut outcome = [None; OUTCOME.end - OUTCOME.start];
+    for (value, column) in outcome.iter_mut().zip(&COLUMNS[OUTCOME]) {
+        *value = row.try_get(column)?;
+    }
+    Ok(outcome)
+}
+
+/// Puts another outcome into an event's values.
+pub(super) fn set_outcome(values: &mut Values<'_>, outcome: Outcome) {
+    for (value, number) in values[OUTCOME].iter_mut().zip(outcome) {
+        *value = number.into();
+    }
+}
+
+/// Makes a change to an event's outcome.
+pub(super) fn apply(update: &EventUpdate, outcome: &mut Outcome) {
+    let [count, last_time, bytes_up, bytes_down, duration_ms] = outcome;
+    match *update {
+        EventUpdate::Repeated { count: now, last_time: last, .. } => {
+            *count = Some(signed(now));
+            *last_time = Some(micros(last));
         }
-    }
-}
-
-impl From<i64> for Value<'_> {
-    fn from(number: i64) -> Self {
-        Self::Integer(number)
-    }
-}
-
-impl<'a> From<&'a str> for Value<'a> {
-    fn from(text: &'a str) -> Self {
-        Self::Text(Cow::Borrowed(text))
-    }
-}
-
-impl From<String> for Value<'_> {
-    fn from(text: String) -> Self {
-        Self::Text(Cow::Owned(text))
-    }
-}
-
-impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
-    fn from(value: Option<T>) -> Self {
-        value.map_or(Self::Null, Into::into)
+        EventUpdate::Finished { bytes_up: up, bytes_down: down, duration_ms: duration, .. } => {
+            *bytes_up = Some(signed(up));
+            *bytes_down = Some(signed(down));
+            *duration_ms = Some(signed(duration));
+        }
     }
 }
 
@@ -110,15 +129,4 @@ pub(super) fn decision(decision: Decision) -> &'static str {
         Decision::Allow => "allow",
         Decision::Deny => "deny",
     }
-}
-
-/// `(?, …), (?, …)`: the parameters of `rows` rows of `columns` values.
-pub(super) fn parameters(rows: usize, columns: usize) -> String {
-    let row = format!("({})", vec!["?"; columns].join(", "));
-    let mut text = String::with_capacity(rows * (row.len() + 2));
-    for n in 0..rows {
-        let comma = if n == 0 { "" } else { ", " };
-        write!(text, "{comma}{row}").expect("a string takes everything");
-    }
-    text
 }

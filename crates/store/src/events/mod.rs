@@ -1,17 +1,29 @@
 //! The audit events.
 
+mod adopt;
+mod chain;
 mod columns;
+mod prune;
 mod query;
 mod record;
+mod statement;
+mod verify;
 mod write;
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
+use self::chain::SERVICE;
+
+pub(crate) use self::adopt::run as adopt;
 pub use self::{
+    chain::{ChainHash, ChainHashError},
     query::{EventPage, EventQuery, MAX_PAGE, Order},
     record::{Category, EventRecord, EventRule, RuleKind},
+    verify::{ChainReport, Finding, Problem},
 };
-use crate::{Inner, StoreError, error::doing, value::micros};
+use crate::{Inner, StoreError, error::doing};
 
 /// What one transaction writes: first the new events, then the changes.
 #[derive(Clone, Debug, Default)]
@@ -107,38 +119,37 @@ impl Events<'_> {
         Ok(id.and_then(|id| u64::try_from(id).ok()).unwrap_or(0))
     }
 
-    /// Deletes up to `limit` events that are older than `before`. Says how many; fewer than `limit` means done.
+    /// Deletes up to `limit` events that are older than `before`: of each sandbox its first events, up to the first
+    /// that is not (the clock may have jumped in between). Says how many; fewer than `limit` means done.
     pub async fn prune(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
-        let done =
-            sqlx::query("DELETE FROM events WHERE id IN (SELECT id FROM events WHERE time < ? LIMIT ?)")
-                .bind(micros(before))
-                .bind(limit)
-                .execute(&self.store.writer)
-                .await
-                .map_err(doing("delete old events"))?;
-        Ok(done.rows_affected())
+        prune::older_than(&self.store.writer, before, limit).await
     }
 
     /// Deletes the oldest events, up to `limit`, of the sandbox that has the most: one that makes noise pushes out
     /// its own past, not that of others. Says whose and how many; `None` if there are no events.
     pub async fn prune_largest(&self, limit: u32) -> Result<Option<(Option<String>, u64)>, StoreError> {
-        const ACTION: &str = "delete events of the largest sandbox";
-        let largest: Option<Option<String>> = sqlx::query_scalar(
-            "SELECT sandbox_id FROM events GROUP BY sandbox_id ORDER BY count(*) DESC LIMIT 1",
-        )
-        .fetch_optional(&self.store.readers)
-        .await
-        .map_err(doing(ACTION))?;
-        let Some(sandbox) = largest else { return Ok(None) };
-        let done = sqlx::query(
-            "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE sandbox_id IS ? ORDER BY id LIMIT ?)",
-        )
-        .bind(&sandbox)
-        .bind(limit)
-        .execute(&self.store.writer)
-        .await
-        .map_err(doing(ACTION))?;
-        Ok(Some((sandbox, done.rows_affected())))
+        prune::largest(&self.store.writer, limit).await
+    }
+
+    /// Whose events there are chains of: sandboxes, and `None` for the service itself, which comes first.
+    pub async fn chains(&self) -> Result<Vec<Option<String>>, StoreError> {
+        let streams = verify::streams(&self.store.readers).await?;
+        Ok(streams.into_iter().map(|stream| Some(stream).filter(|stream| stream != SERVICE)).collect())
+    }
+
+    /// Checks the chain of a sandbox's events, or of the service's own; `None` if there is none. The memory it takes
+    /// does not grow with the number of events.
+    ///
+    /// The report's `met` names those of the `wanted` hashes that are links of the chain.
+    ///
+    /// # Errors
+    /// [`StoreError::Unchained`] if the events of an older version have not been chained yet.
+    pub async fn verify(
+        &self,
+        sandbox: Option<&str>,
+        wanted: &BTreeSet<ChainHash>,
+    ) -> Result<Option<ChainReport>, StoreError> {
+        verify::run(&self.store.readers, sandbox.unwrap_or(SERVICE), wanted).await
     }
 
     /// The bytes that the database has in use.

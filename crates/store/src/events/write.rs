@@ -1,99 +1,122 @@
-//! Writing a batch.
-//!
-//! Rows are bound to prepared statements that take many at a time: what a statement costs by itself is then shared
-//! by them. (A batch as one JSON parameter costs several times as much: SQLite would search each row's text for
-//! each of its columns.)
+//! Writing a batch: rows, and the links that chain them.
 
-use std::sync::{Arc, LazyLock};
+use std::{collections::BTreeMap, sync::LazyLock};
 
-use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 
 use super::{
     EventBatch, EventUpdate,
-    columns::{self, COLUMNS, Value, parameters},
+    chain::{Heads, Record, SERVICE},
+    columns::{self, COLUMNS, Outcome},
+    statement::{Statements, Value},
 };
 use crate::{
     StoreError,
     error::doing,
     transaction,
-    value::{micros, signed},
+    value::{json, signed},
 };
 
 const ACTION: &str = "record events";
 
+/// The columns of the link, after [`COLUMNS`].
+const LINK_COLUMNS: usize = 2;
+
 static INSERT: LazyLock<Statements> = LazyLock::new(|| {
-    Statements::new(
-        COLUMNS.len(),
-        &format!("INSERT INTO events ({}) VALUES ", COLUMNS.join(", ")),
-        " ON CONFLICT (id) DO NOTHING",
-    )
+    let head = format!("INSERT INTO events ({}, seq, link) VALUES ", COLUMNS.join(", "));
+    Statements::new(COLUMNS.len() + LINK_COLUMNS, &head, "")
 });
 
-static UPDATE_REPEATED: LazyLock<Statements> = LazyLock::new(|| {
-    let set = "UPDATE events SET count = change.column2, last_time = change.column3 FROM (VALUES ";
-    Statements::new(3, set, ") AS change WHERE events.id = change.column1")
-});
-
-static UPDATE_FINISHED: LazyLock<Statements> = LazyLock::new(|| {
-    let set = "UPDATE events SET bytes_up = change.column2, bytes_down = change.column3, \
-               duration_ms = change.column4 FROM (VALUES ";
-    Statements::new(4, set, ") AS change WHERE events.id = change.column1")
+static AMEND: LazyLock<Statements> = LazyLock::new(|| {
+    let head = "UPDATE events SET original = coalesce(original, \
+                json_array(count, last_time, bytes_up, bytes_down, duration_ms)), \
+                amended = change.column2, count = change.column3, last_time = change.column4, \
+                bytes_up = change.column5, bytes_down = change.column6, duration_ms = change.column7 \
+                FROM (VALUES ";
+    Statements::new(7, head, ") AS change WHERE events.id = change.column1")
 });
 
 /// Writes a batch in one transaction.
 pub(super) async fn run(pool: &SqlitePool, batch: &EventBatch) -> Result<(), StoreError> {
     transaction::run(pool, ACTION, async |connection: &mut SqliteConnection| {
-        INSERT.execute(connection, batch.inserts.iter().map(columns::values)).await?;
-        update(connection, &batch.updates).await
+        let mut heads = Heads::new();
+        insert(connection, &mut heads, batch).await.map_err(doing(ACTION))?;
+        amend(connection, &mut heads, &batch.updates).await.map_err(doing(ACTION))?;
+        heads.store(connection).await.map_err(doing(ACTION))
     })
     .await
 }
 
-async fn update(connection: &mut SqliteConnection, updates: &[EventUpdate]) -> Result<(), StoreError> {
-    let mut repeated = Vec::new();
-    let mut finished = Vec::new();
+async fn insert(
+    connection: &mut SqliteConnection,
+    heads: &mut Heads,
+    batch: &EventBatch,
+) -> Result<(), sqlx::Error> {
+    heads.load(connection, batch.inserts.iter().filter_map(columns::stream)).await?;
+    let mut rows = Vec::with_capacity(batch.inserts.len());
+    for event in &batch.inserts {
+        let values = columns::values(event);
+        let stream = columns::stream(event).unwrap_or(SERVICE);
+        if let Some((seq, link)) = heads.append_new(stream, signed(event.id), &values) {
+            let mut row = [const { Value::Null }; COLUMNS.len() + LINK_COLUMNS];
+            for (to, from) in row.iter_mut().zip(values.into_iter().chain([seq.into(), link.into()])) {
+                *to = from;
+            }
+            rows.push(row);
+        }
+    }
+    INSERT.execute(connection, rows.into_iter()).await
+}
+
+/// A stored event that is to be changed.
+struct Amended {
+    stream: String,
+    before: Outcome,
+    after: Outcome,
+}
+
+async fn amend(
+    connection: &mut SqliteConnection,
+    heads: &mut Heads,
+    updates: &[EventUpdate],
+) -> Result<(), sqlx::Error> {
+    let mut events = find(connection, updates).await?;
     for update in updates {
-        match *update {
-            EventUpdate::Repeated { id, count, last_time } => {
-                repeated.push([signed(id), signed(count), micros(last_time)].map(Value::from));
-            }
-            EventUpdate::Finished { id, bytes_up, bytes_down, duration_ms } => {
-                finished.push([id, bytes_up, bytes_down, duration_ms].map(|n| signed(n).into()));
-            }
+        if let Some(event) = events.get_mut(&signed(update.id())) {
+            columns::apply(update, &mut event.after);
         }
     }
-    UPDATE_REPEATED.execute(connection, repeated.into_iter()).await?;
-    UPDATE_FINISHED.execute(connection, finished.into_iter()).await
+    events.retain(|_, event| event.after != event.before);
+    heads.load(connection, events.values().map(|event| event.stream.as_str())).await?;
+    let rows: Vec<_> = events
+        .into_iter()
+        .map(|(id, Amended { stream, after, .. })| {
+            let seq = heads.append(&stream, &Record::Amended { event: id, outcome: after });
+            let [count, last_time, bytes_up, bytes_down, duration_ms] = after.map(Value::from);
+            [id.into(), seq.into(), count, last_time, bytes_up, bytes_down, duration_ms]
+        })
+        .collect();
+    AMEND.execute(connection, rows.into_iter()).await
 }
 
-/// How many rows a statement takes, the largest first. Each is prepared once.
-const SIZES: [usize; 3] = [50, 10, 1];
-
-/// A statement for each of the [`SIZES`].
-struct Statements {
-    sized: [(usize, Arc<str>); SIZES.len()],
-}
-
-impl Statements {
-    /// The statement is `head`, the parameters of so many rows of `columns` values, and `tail`.
-    fn new(columns: usize, head: &str, tail: &str) -> Self {
-        Self { sized: SIZES.map(|rows| (rows, format!("{head}{}{tail}", parameters(rows, columns)).into())) }
+/// The events that are to be changed, by id; those that are not there any more are left out.
+async fn find(
+    connection: &mut SqliteConnection,
+    updates: &[EventUpdate],
+) -> Result<BTreeMap<i64, Amended>, sqlx::Error> {
+    if updates.is_empty() {
+        return Ok(BTreeMap::new());
     }
-
-    async fn execute<'a, const N: usize>(
-        &self,
-        connection: &mut SqliteConnection,
-        mut rows: impl ExactSizeIterator<Item = [Value<'a>; N]>,
-    ) -> Result<(), StoreError> {
-        for (size, sql) in &self.sized {
-            while rows.len() >= *size {
-                let mut query = sqlx::query(AssertSqlSafe(Arc::clone(sql)));
-                for value in rows.by_ref().take(*size).flatten() {
-                    query = value.bind_to(query);
-                }
-                query.execute(&mut *connection).await.map_err(doing(ACTION))?;
-            }
-        }
-        Ok(())
-    }
+    let ids: Vec<_> = updates.iter().map(|update| signed(update.id())).collect();
+    let select = "SELECT events.id, sandbox_id, count, last_time, bytes_up, bytes_down, duration_ms \
+                  FROM (SELECT DISTINCT value FROM json_each(?)) AS wanted JOIN events ON events.id = wanted.value";
+    let rows = sqlx::query(select).bind(json(&ids)).fetch_all(connection).await?;
+    rows.iter()
+        .map(|row| {
+            let before = columns::outcome(row)?;
+            let stream: Option<String> = row.try_get("sandbox_id")?;
+            let event = Amended { stream: stream.unwrap_or(SERVICE.to_owned()), before, after: before };
+            Ok((row.try_get("id")?, event))
+        })
+        .collect()
 }
