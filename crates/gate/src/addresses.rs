@@ -109,14 +109,26 @@ impl Slot {
         [self.v4().into(), self.v6().into()]
     }
 
+    /// Which bits of the mark of a connection by a wire say which wire: they are [`Self::mark`]. The others say under
+    /// which of the wire's rules it was last found to be permitted.
+    pub(crate) const MARK_MASK: u32 = (1 << 21) - 1;
+    const RULES: u64 = 1 << (u32::BITS - Self::MARK_MASK.count_ones());
+
     /// The mark of the connections that pass by the wire; never 0.
     pub(crate) fn mark(self) -> u32 {
         self.0 + 1
     }
 
+    /// The mark of those that are permitted under this version of its rules. Versions are told apart for as long as it
+    /// takes to make some two thousand more, and what a new one does not permit is ended at once.
+    pub(crate) fn mark_under(self, version: u64) -> u32 {
+        let version = u32::try_from(version % Self::RULES).unwrap_or_default();
+        self.mark() | version << Self::MARK_MASK.count_ones()
+    }
+
     /// Whose connections have this mark.
     pub(crate) fn marked(mark: u32) -> Option<Self> {
-        Self::new(mark.checked_sub(1)?)
+        Self::new((mark & Self::MARK_MASK).checked_sub(1)?)
     }
 
     /// The wire's end in the uplink namespace.
@@ -161,7 +173,10 @@ mod tests {
                 assert_eq!(Slot::of(address), Some(slot));
             }
             assert!(slot.interface().len() <= 15);
-            assert_eq!(Slot::marked(slot.mark()), Some(slot));
+            for version in [0, 1, 2047, 2048, u64::MAX] {
+                assert_eq!(Slot::marked(slot.mark_under(version)), Some(slot));
+            }
+            assert_ne!(slot.mark_under(7), slot.mark_under(8));
         }
         assert_eq!((Slot::new(Slot::COUNT), Slot::marked(0), Slot::marked(u32::MAX)), (None, None, None));
         for address in [GATE_V4.into(), GATE_V6.into(), SANDBOX_V4.into(), SANDBOX_V6.into()] {

@@ -17,7 +17,7 @@ use std::{
 use netns::sysctl;
 use nft::{
     Packet, Received,
-    conntrack::{Endings, Entry, Table, Tuple},
+    conntrack::{Endings, Entry, Table, TcpState, Tuple},
 };
 use parking_lot::Mutex;
 use policy::{Flow, FlowTotals, InForce, Topology};
@@ -31,7 +31,7 @@ use crate::{
     sandbox::Sandbox,
     uplink_rules::{self, LIMITED, PERMITTED},
     watched::Descriptor,
-    wired::{Begun, Reconciled, Room, Wired},
+    wired::{Begun, Ended, Reconciled, Room, Wired},
 };
 
 /// The uplink's connection tracking.
@@ -57,19 +57,21 @@ pub(crate) struct Opened {
     endings: Endings,
     table: Table,
     filter: nft::Connection,
+    capacity: usize,
 }
 
 /// How often the kernel is made to look at flows that may be over.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// How many bytes the kernel may hold of what it has to tell of connections that end: about so many KiB of them.
 const ENDINGS_BUFFER: usize = 16 << 20;
 /// How many of them are dealt with in one go.
 const AT_ONCE: usize = 256;
 
-/// How long connections are remembered (seconds): TCP ones when they are over (the kernel's own 120 would keep ports
-/// and memory for nothing), UDP ones without and with an answer, ICMP ones, and those of other protocols. Known here,
-/// because what is told of one that ends was forgotten so long after its last packet.
-const TCP_OVER: u64 = 3;
+/// How long connections are remembered (seconds): TCP ones after their end and after a reset, UDP ones without and with
+/// an answer, ICMP ones, and those of other protocols. Known here, because what is told of one that ends was forgotten
+/// so long after its last packet. But for the first, which is what servers do, they are the kernel's own.
+const TIME_WAIT: u64 = 60;
+const RESET: u64 = 10;
 const UDP: u64 = 30;
 const UDP_ANSWERED: u64 = 120;
 const ICMP: u64 = 30;
@@ -80,8 +82,8 @@ const PARAMETERS: [(&str, u64); 10] = [
     ("acct", 1),
     ("timestamp", 1),
     ("events", 1),
-    ("tcp_timeout_time_wait", TCP_OVER),
-    ("tcp_timeout_close", TCP_OVER),
+    ("tcp_timeout_time_wait", TIME_WAIT),
+    ("tcp_timeout_close", RESET),
     ("udp_timeout", UDP),
     ("udp_timeout_stream", UDP_ANSWERED),
     ("icmp_timeout", ICMP),
@@ -99,20 +101,24 @@ impl Opened {
         }
         let mut table = Table::open().map_err(GateError::Tracking)?;
         // The first request makes sure that the kernel has what the socket below asks for.
-        table.end_marked(u32::MAX).map_err(GateError::Tracking)?;
+        table.end_marked(u32::MAX, u32::MAX).map_err(GateError::Tracking)?;
         let endings = Endings::open(ENDINGS_BUFFER).map_err(GateError::Tracking)?;
         let filter = nft::Connection::open().map_err(|error| GateError::Rules("the uplink", error))?;
-        Ok(Self { endings, table, filter })
+        let most = sysctl::get("netfilter/nf_conntrack_max")
+            .map_err(|error| GateError::SetUp("the uplink", error))?;
+        // The machine's own connections are in a table of the same size beside ours.
+        let capacity = most.parse().map_or(0, |most: usize| most / 4 * 3);
+        Ok(Self { endings, table, filter, capacity })
     }
 }
 
 impl Tracking {
     /// Takes what is open inside; `machine` is the table of the machine's namespace.
     pub(crate) fn new(opened: Opened, machine: Table, max_flows: usize, runtime: Handle) -> Self {
-        let Opened { endings, table, filter } = opened;
+        let Opened { endings, table, filter, capacity } = opened;
         Self {
             descriptor: endings.as_raw_fd(),
-            state: Mutex::new(State { wired: Wired::new(max_flows), filter }),
+            state: Mutex::new(State { wired: Wired::new(max_flows, capacity), filter }),
             endings: Mutex::new(endings),
             table: Mutex::new(table),
             machine: Mutex::new(machine),
@@ -128,7 +134,7 @@ impl Tracking {
 
     /// The wire passes nothing any more: ends its connections, and records what they amounted to.
     pub(crate) fn cut(self: &Arc<Self>, slot: Slot) {
-        if let Err(error) = self.table.lock().end_marked(slot.mark()) {
+        if let Err(error) = self.table.lock().end_marked(slot.mark(), Slot::MARK_MASK) {
             tracing::warn!(%error, wire = slot.interface(), "the connections of a wire were not ended");
         }
         self.take_endings(usize::MAX);
@@ -253,11 +259,7 @@ impl Tracking {
         let (ended, room) = state.wired.end(slot, entry.original, |since| totals(entry, since), now);
         state.make(slot, room);
         drop(state);
-        if let Some((sandbox, event, totals)) = ended
-            && let Some(sandbox) = sandbox.upgrade()
-        {
-            sandbox.recorder.finish(event, totals);
-        }
+        finish(ended);
     }
 
     /// After a loss: finds out in the background what there is, and what is missing.
@@ -300,10 +302,36 @@ impl Tracking {
             return;
         }
         self.in_background(move |this| {
-            if let Err(error) = this.table.lock().look_at(&due) {
-                tracing::debug!(%error, "the kernel does not look at connections whose time may be over");
+            let mut over = Vec::new();
+            let looked = this.table.lock().look_at(&due, |entry| {
+                if entry.tcp.is_some_and(TcpState::is_over) {
+                    over.push(entry);
+                }
+            });
+            if let Err(error) = looked {
+                tracing::warn!(%error, "whether flows by wires are over is not known");
             }
+            this.record_over(&over);
         });
+    }
+
+    /// Records flows that were seen to be over.
+    fn record_over(&self, over: &[Entry]) {
+        let mut excess = Vec::new();
+        for entry in over {
+            let Some(slot) = Slot::marked(entry.mark) else { continue };
+            let mut state = self.state.lock();
+            let now = Instant::now();
+            let (ended, room, more) =
+                state.wired.over(slot, entry.original, |since| totals(entry, since), now);
+            state.make(slot, room);
+            drop(state);
+            finish(ended);
+            excess.extend(more);
+        }
+        if let Err(error) = self.table.lock().end(&excess) {
+            tracing::warn!(%error, "connections that are over are not forgotten");
+        }
     }
 
     fn in_background(self: &Arc<Self>, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
@@ -355,6 +383,14 @@ impl State {
 /// What a gap says: the bytes and the duration of so many flows are not known.
 const LOST: &str = "wired_totals";
 
+fn finish(ended: Option<Ended<Weak<Sandbox>>>) {
+    if let Some(Ended { sandbox, event, totals }) = ended
+        && let Some(sandbox) = sandbox.upgrade()
+    {
+        sandbox.recorder.finish(event, totals);
+    }
+}
+
 fn record_lost(sandbox: &Weak<Sandbox>, count: u64) {
     if let Some(sandbox) = sandbox.upgrade() {
         sandbox.recorder.gap(LOST, count);
@@ -372,8 +408,8 @@ fn is_permitted(tuple: &Tuple, in_force: &InForce) -> bool {
     in_force.policy.topology() == Topology::Wire && in_force.policy.judge(&flow).is_allowed()
 }
 
-/// What a connection amounted to. One that was over, or whose time was over, ended with its last packet; one that was
-/// cut, when it was cut.
+/// What a connection amounted to. One that was over, or whose time was over, ended with its last packet (which is known
+/// to a second, and to a blink if the kernel has forgotten it by itself); one that was cut, when it was cut.
 fn totals(entry: &Entry, since: Instant) -> FlowTotals {
     let age = entry.age.unwrap_or_else(|| since.elapsed());
     FlowTotals {
@@ -387,7 +423,8 @@ fn totals(entry: &Entry, since: Instant) -> FlowTotals {
 fn silence(entry: &Entry) -> Duration {
     const TCP_PROTOCOL: u8 = 6;
     let limit = match (entry.original.protocol, entry.tcp) {
-        (_, Some(state)) if state.is_over() => TCP_OVER,
+        (_, Some(TcpState::TIME_WAIT)) => TIME_WAIT,
+        (_, Some(TcpState::CLOSE)) => RESET,
         (TCP_PROTOCOL, _) => return Duration::ZERO,
         _ if !entry.remaining.is_zero() => return Duration::ZERO,
         (UDP_PROTOCOL, _) if entry.is_assured => UDP_ANSWERED,
@@ -407,7 +444,7 @@ const UDP_PROTOCOL: u8 = 17;
 
 #[cfg(test)]
 mod tests {
-    use nft::conntrack::{Counters, TcpState};
+    use nft::conntrack::Counters;
 
     use super::*;
 
@@ -439,8 +476,9 @@ mod tests {
     #[test]
     fn a_flow_lasts_until_its_last_packet_or_until_it_is_cut() {
         let over = Some(TcpState::TIME_WAIT);
-        assert_eq!(seconds(&entry(6, over, 25, 0)), 22);
-        assert_eq!(seconds(&entry(6, over, 25, 1)), 24);
+        assert_eq!(seconds(&entry(6, over, 85, 0)), 25);
+        assert_eq!(seconds(&entry(6, over, 25, 57)), 23);
+        assert_eq!(seconds(&entry(6, Some(TcpState::CLOSE), 25, 0)), 15);
         assert_eq!(seconds(&entry(6, None, 25, 400_000)), 25);
         assert_eq!(seconds(&entry(17, None, 40, 0)), 10);
         assert_eq!(seconds(&Entry { is_assured: true, ..entry(17, None, 130, 0) }), 10);

@@ -92,21 +92,30 @@ pub(crate) fn wire(
 ) -> (Batch, WireRules) {
     let table = uplink_table();
     let mut batch = Batch::new();
-    let Chains { out, back, .. } = Chains::of(slot);
+    let Chains { out, back, permit, admit, .. } = &Chains::of(slot);
     let version = old.map_or(0, |old| old.version + 1);
     match old {
         Some(_) => {
-            batch.flush_chain(&table, &out).flush_chain(&table, &back);
+            batch.flush_chain(&table, out).flush_chain(&table, back).flush_chain(&table, permit);
         }
         None => create(&mut batch, &table, slot, limits),
     }
     let sets = EntrySets::add(&mut batch, &table, &format!("{out}{version}_"), carries.view);
-    outwards(&mut batch, &table, slot, carries, &sets);
+    let mark = slot.mark_under(version);
+    outwards(&mut batch, &table, slot, mark, carries, &sets);
+    batch
+        .add_rule(
+            &table,
+            permit,
+            rule().ct_mark_masked(slot.mark(), Slot::MARK_MASK).set_ct_mark(mark).accept(),
+        )
+        .add_rule(&table, permit, rule().goto(admit))
+        .add_rule(&table, back, rule().ct_mark(mark).accept());
     for rule in sets.rules(Direction::Back, DELIVER, DISCARD) {
-        batch.add_rule(&table, &back, rule);
+        batch.add_rule(&table, back, rule);
     }
     if carries.view.default != KernelDefault::Refuse {
-        batch.add_rule(&table, &back, rule().goto(DELIVER));
+        batch.add_rule(&table, back, rule().goto(DELIVER));
     }
     // Now that no rule refers to them any more.
     for set in old.iter().flat_map(|old| &old.sets) {
@@ -127,9 +136,9 @@ pub(crate) fn remove_wire(slot: Slot, rules: &WireRules) -> Batch {
             Element::new(name),
         );
     }
-    let Chains { out, back, permit, limit } = Chains::of(slot);
+    let Chains { out, back, permit, admit, limit } = Chains::of(slot);
     // Each before those that it leads to.
-    for chain in [out, back, permit, limit] {
+    for chain in [out, back, permit, admit, limit] {
         batch.flush_chain(&table, &chain).del_chain(&table, &chain);
     }
     batch.del_counter(&table, &unlogged(slot));
@@ -204,6 +213,8 @@ struct Chains {
     back: String,
     /// For what is permitted.
     permit: String,
+    /// For flows that are permitted and new.
+    admit: String,
     /// For flows that are too many.
     limit: String,
 }
@@ -211,13 +222,19 @@ struct Chains {
 impl Chains {
     fn of(slot: Slot) -> Self {
         let name = |what| format!("{}_{what}", slot.interface());
-        Self { out: name("out"), back: name("back"), permit: name("permit"), limit: name("limit") }
+        Self {
+            out: name("out"),
+            back: name("back"),
+            permit: name("permit"),
+            admit: name("admit"),
+            limit: name("limit"),
+        }
     }
 }
 
 fn create(batch: &mut Batch, table: &Table, slot: Slot, limits: &WireLimits) {
-    let Chains { out, back, permit, limit } = Chains::of(slot);
-    for chain in [&out, &back, &permit, &limit] {
+    let Chains { out, back, permit, admit: new, limit } = Chains::of(slot);
+    for chain in [&out, &back, &permit, &new, &limit] {
         batch.add_chain(table, &Chain::regular(chain));
     }
     admit(batch, table, slot, limits);
@@ -234,34 +251,35 @@ fn log(prefix: &str) -> Log {
     Log { group: LOG_GROUP, prefix: prefix.to_owned(), snaplen: SNAPLEN, qthreshold: 0 }
 }
 
-/// What a wire's policy permits. The first packet of a flow is logged and marks its connection, which makes the others
+/// The first packet of a flow that a wire's policy permits is logged and marks its connection, which makes the others
 /// known, answered or not; unless it is one too many.
 fn admit(batch: &mut Batch, table: &Table, slot: Slot, limits: &WireLimits) {
-    let Chains { permit, limit, .. } = Chains::of(slot);
+    let Chains { admit, limit, .. } = Chains::of(slot);
     let counter = unlogged(slot);
     let strange = CtState::INVALID | CtState::ESTABLISHED | CtState::RELATED | CtState::UNTRACKED;
     batch
         .add_counter(table, &counter)
-        .add_rule(table, &permit, rule().ct_mark(slot.mark()).accept())
         // It would leave as it is, untranslated.
-        .add_rule(table, &permit, rule().ct_state(strange).drop())
+        .add_rule(table, &admit, rule().ct_state(strange).drop())
         .add_rule(
             table,
-            &permit,
+            &admit,
             rule().over_limit_per_second(limits.new_flows.into(), limits.burst).goto(&limit),
         )
-        .add_rule(table, &permit, rule().lookup(FULL, Iifname).goto(&limit))
-        .add_rule(table, &permit, rule().set_ct_mark(slot.mark()).log(&log(PERMITTED)).accept())
+        .add_rule(table, &admit, rule().lookup(FULL, Iifname).goto(&limit))
+        .add_rule(table, &admit, rule().set_ct_mark(slot.mark()).log(&log(PERMITTED)).accept())
         .add_rule(table, &limit, rule().limit_per_second(LOG_RATE, LOG_BURST).log(&log(LIMITED)).goto(REJECT))
         .add_rule(table, &limit, rule().count(&counter).goto(REJECT));
 }
 
-/// What leaves the sandbox: with its own source only, and then as in the sandbox's own namespace.
-fn outwards(batch: &mut Batch, table: &Table, slot: Slot, carries: Carries<'_>, sets: &EntrySets) {
+/// What leaves the sandbox: with its own source only, and then as in the sandbox's own namespace. A connection that
+/// these rules have permitted has `mark`, and is not judged by each of its packets.
+fn outwards(batch: &mut Batch, table: &Table, slot: Slot, mark: u32, carries: Carries<'_>, sets: &EntrySets) {
     let Chains { out: chain, permit, .. } = &Chains::of(slot);
     batch
         .add_rule(table, chain, V4::rule().saddr_not(slot.v4()).drop())
         .add_rule(table, chain, V6::rule().saddr_not(slot.v6()).drop())
+        .add_rule(table, chain, rule().ct_mark(mark).accept())
         .add_rule(table, chain, V4::rule().daddr_in("floor4").goto(REFUSE))
         .add_rule(table, chain, V6::rule().daddr_in("floor6").goto(REFUSE))
         // Queries go to the sandbox's resolver, whatever a socket is bound to.

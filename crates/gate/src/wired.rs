@@ -11,13 +11,14 @@ use policy::FlowTotals;
 
 use crate::addresses::Slot;
 
-/// How many flows a wire may carry: all wires share the uplink's connection tracking, and one sandbox must not use it
-/// up for the others.
+/// How many flows a sandbox may have that the kernel forwards: all sandboxes share one table of tracked connections,
+/// and none must use it up for the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireLimits {
-    /// The most flows at the same time; further ones are refused. A flow counts from its first packet until the kernel
-    /// forgets it: a TCP connection for some seconds after its end, others until nothing has come for half a minute (two
-    /// if packets went both ways).
+    /// The most flows at the same time; further ones are refused. A TCP connection counts until it is seen to be over,
+    /// which is some seconds after its end; other flows until nothing has come for half a minute, or for two if there
+    /// was an exchange for a while. With many wired sandboxes it is less: their share of three quarters of the table,
+    /// but no less than 1024.
     pub max_flows: usize,
     /// The most new flows a second, over a longer time; further ones are refused.
     pub new_flows: u32,
@@ -26,38 +27,50 @@ pub struct WireLimits {
 }
 
 impl Default for WireLimits {
-    /// A sixteenth of the tracking table of most machines (262 144 flows), and what keeps about as many in it when
-    /// each is as short as can be.
+    /// An eighth of the table of most machines (262 144 connections), and more a second than any honest program opens.
     fn default() -> Self {
-        Self { max_flows: 16_384, new_flows: 2_000, burst: 8_000 }
+        Self { max_flows: 32_768, new_flows: 10_000, burst: 10_000 }
     }
 }
 
+/// What no wire's share is less than.
+const MIN_SHARE: usize = 1024;
+/// How many connections that are over may stay in the kernel's table, a wire, of its share: they keep addresses and
+/// ports from being used again at once (RFC 9293 section 3.6.1).
+const OVER_SHARE: usize = 4;
 /// How many flows that ended before their beginning was known are remembered, a wire: the log is a little slower than
 /// connection tracking.
 const MAX_EARLY: usize = 1024;
 /// And for how long: many times what the log is slower by, and too short for the same ports to be used again.
 const EARLY: Duration = Duration::from_secs(1);
 
-/// How long after its beginning a flow is looked at to see whether it is over, and how long after that again. The kernel
-/// notices that the time of one is over when somebody looks, or within a minute: so short flows are told of soon, and
-/// long ones cost nothing.
-const LOOKS: [Duration; 4] =
-    [Duration::from_secs(4), Duration::from_secs(4), Duration::from_secs(8), Duration::from_secs(16)];
+/// How long after its beginning a flow is looked at to see whether it is over, and how long after that again; in the
+/// end at the last of these distances. So short flows are known to be over soon, and long ones cost next to nothing.
+const LOOKS: [Duration; 6] = [
+    Duration::from_secs(2),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(16),
+    Duration::from_secs(32),
+];
 
 /// The flows of all wires. `S` stands for the sandbox whose wire it is.
 #[derive(Debug)]
 pub(crate) struct Wired<S> {
     wires: HashMap<Slot, Wire<S>>,
     max_flows: usize,
+    /// How many flows all wires together may have.
+    capacity: usize,
     /// The flows that are to be looked at, each list in order of the time since when: [`LOOKS`] after that.
-    looks: [VecDeque<(Instant, Slot, Tuple)>; LOOKS.len()],
+    looks: [VecDeque<Look>; LOOKS.len()],
 }
 
 #[derive(Debug)]
 struct Wire<S> {
     sandbox: S,
     open: HashMap<Tuple, Open>,
+    over: Over,
     early: VecDeque<(Instant, Tuple, FlowTotals)>,
     is_full: bool,
     /// Whether flows were refused for being too many.
@@ -66,12 +79,31 @@ struct Wire<S> {
     unlogged: u64,
 }
 
-/// A flow that has not ended.
+/// A flow that may go on.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     /// Its event; 0 if it has none.
     event: u64,
     since: Instant,
+}
+
+/// Flows that are over and that the kernel has not forgotten, in the order in which that was seen.
+#[derive(Debug, Default)]
+struct Over {
+    /// Since when; `None` if the kernel has been told to forget it.
+    seen: HashMap<Tuple, Option<Instant>>,
+    /// Some of these may be forgotten by now.
+    order: VecDeque<(Tuple, Instant)>,
+    /// How many of those that were seen the kernel has not been told to forget.
+    kept: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    last: Instant,
+    begun: Instant,
+    slot: Slot,
+    tuple: Tuple,
 }
 
 /// What came of a flow's beginning.
@@ -83,6 +115,14 @@ pub(crate) enum Begun {
     Over(FlowTotals),
     /// There are too many: when it ends nobody will know whose it was.
     Forgotten,
+}
+
+/// A flow that has an event and is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended<S> {
+    pub(crate) sandbox: S,
+    pub(crate) event: u64,
+    pub(crate) totals: FlowTotals,
 }
 
 /// A wire that is no more.
@@ -116,8 +156,9 @@ pub(crate) enum Room {
 }
 
 impl<S: Clone> Wired<S> {
-    pub(crate) fn new(max_flows: usize) -> Self {
-        Self { wires: HashMap::new(), max_flows, looks: Default::default() }
+    /// `max_flows` of one wire, `capacity` for all together.
+    pub(crate) fn new(max_flows: usize, capacity: usize) -> Self {
+        Self { wires: HashMap::new(), max_flows, capacity, looks: Default::default() }
     }
 
     /// A wire that is to come.
@@ -125,6 +166,7 @@ impl<S: Clone> Wired<S> {
         let wire = Wire {
             sandbox,
             open: HashMap::new(),
+            over: Over::default(),
             early: VecDeque::new(),
             is_full: false,
             was_limited: false,
@@ -150,24 +192,26 @@ impl<S: Clone> Wired<S> {
         self.wires.values().map(|wire| wire.sandbox.clone())
     }
 
-    /// The open flows that are to be looked at now.
+    /// The flows that are to be looked at now.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<Tuple> {
         let mut due = Vec::new();
-        for (stage, delay) in LOOKS.into_iter().enumerate() {
-            let Some(list) = self.looks.get_mut(stage) else { continue };
-            let is_due =
-                |(since, ..): &mut (Instant, Slot, Tuple)| now.saturating_duration_since(*since) >= delay;
-            let mut open = Vec::new();
-            while let Some((_, slot, tuple)) = list.pop_front_if(is_due) {
-                if self.wires.get(&slot).is_some_and(|wire| wire.open.contains_key(&tuple)) {
-                    open.push((now, slot, tuple));
+        let mut again = Vec::new();
+        for (list, distance) in self.looks.iter_mut().zip(LOOKS) {
+            list.extend(again.drain(..));
+            while let Some(look) =
+                list.pop_front_if(|look| now.saturating_duration_since(look.last) >= distance)
+            {
+                let wire = self.wires.get(&look.slot);
+                let open = wire.and_then(|wire| wire.open.get(&look.tuple));
+                // Another flow may have begun with the same ports.
+                if open.is_some_and(|open| open.since == look.begun) {
+                    due.push(look.tuple);
+                    again.push(Look { last: now, ..look });
                 }
             }
-            due.extend(open.iter().map(|(_, _, tuple)| *tuple));
-            if let Some(next) = self.looks.get_mut(stage + 1) {
-                next.extend(open);
-            }
         }
+        let [.., last] = &mut self.looks;
+        last.extend(again);
         due
     }
 
@@ -179,41 +223,68 @@ impl<S: Clone> Wired<S> {
 
     /// A flow has begun, and has this event (or none: 0).
     pub(crate) fn begin(&mut self, slot: Slot, tuple: Tuple, event: u64, now: Instant) -> (Begun, Room) {
+        let share = self.share();
         let Some(wire) = self.wires.get_mut(&slot) else { return (Begun::Forgotten, Room::Unchanged) };
-        wire.early.retain(|(ended, ..)| now.saturating_duration_since(*ended) < EARLY);
+        while wire.early.pop_front_if(|(ended, ..)| now.saturating_duration_since(*ended) >= EARLY).is_some()
+        {
+        }
         if let Some(at) = wire.early.iter().position(|(_, early, _)| *early == tuple)
             && let Some((_, _, totals)) = wire.early.remove(at)
         {
             return (Begun::Over(totals), Room::Unchanged);
         }
         // The kernel refuses new ones only when it has been told to: some come in between.
-        if wire.open.len() >= self.max_flows.saturating_mul(2) {
+        if wire.open.len() >= share.saturating_mul(2) {
             return (Begun::Forgotten, Room::Unchanged);
         }
         wire.open.insert(tuple, Open { event, since: now });
+        let room = wire.room(share);
         let [first, ..] = &mut self.looks;
-        first.push_back((now, slot, tuple));
-        (Begun::Remembered, wire.room(self.max_flows))
+        first.push_back(Look { last: now, begun: now, slot, tuple });
+        (Begun::Remembered, room)
     }
 
-    /// A flow has ended; `totals` may ask when it began. Gives the sandbox and the event.
+    /// A flow was seen to be over; the kernel will forget it later. `totals` may ask when it began. Gives those that
+    /// the kernel should rather forget now, because there are too many.
+    pub(crate) fn over(
+        &mut self,
+        slot: Slot,
+        tuple: Tuple,
+        totals: impl FnOnce(Instant) -> FlowTotals,
+        now: Instant,
+    ) -> (Option<Ended<S>>, Room, Vec<Tuple>) {
+        let share = self.share();
+        let wire = self.wires.get_mut(&slot);
+        let Some((open, wire)) = wire.and_then(|wire| Some((wire.open.remove(&tuple)?, wire))) else {
+            return (None, Room::Unchanged, Vec::new());
+        };
+        wire.over.insert(tuple, now);
+        let excess = wire.over.excess(share / OVER_SHARE);
+        (wire.ended(open, totals), wire.room(share), excess)
+    }
+
+    /// The kernel has forgotten a flow; `totals` may ask when it began.
     pub(crate) fn end(
         &mut self,
         slot: Slot,
         tuple: Tuple,
         totals: impl FnOnce(Instant) -> FlowTotals,
         now: Instant,
-    ) -> (Option<(S, u64, FlowTotals)>, Room) {
+    ) -> (Option<Ended<S>>, Room) {
+        let share = self.share();
         let Some(wire) = self.wires.get_mut(&slot) else { return (None, Room::Unchanged) };
-        let Some(open) = wire.open.remove(&tuple) else {
-            if wire.early.len() >= MAX_EARLY {
-                wire.early.pop_front();
-            }
-            wire.early.push_back((now, tuple, totals(now)));
+        // Before those that are open: a new one with the same ports makes the kernel forget the one that is over.
+        if wire.over.remove(&tuple) {
             return (None, Room::Unchanged);
-        };
-        let ended = (open.event != 0).then(|| (wire.sandbox.clone(), open.event, totals(open.since)));
-        (ended, wire.room(self.max_flows))
+        }
+        if let Some(open) = wire.open.remove(&tuple) {
+            return (wire.ended(open, totals), wire.room(share));
+        }
+        if wire.early.len() >= MAX_EARLY {
+            wire.early.pop_front();
+        }
+        wire.early.push_back((now, tuple, totals(now)));
+        (None, Room::Unchanged)
     }
 
     /// A flow was refused for being one too many.
@@ -240,33 +311,49 @@ impl<S: Clone> Wired<S> {
     /// Compares with what the kernel had at some time after `asked`: what had begun before and is not `there` has ended
     /// without a word, and what is there without having begun counts from now on.
     pub(crate) fn reconcile(&mut self, there: &HashSet<(Slot, Tuple)>, asked: Instant) -> Reconciled<S> {
+        let share = self.share();
         for (slot, tuple) in there {
-            if let Some(wire) = self.wires.get_mut(slot) {
+            if let Some(wire) = self.wires.get_mut(slot)
+                && !wire.over.seen.contains_key(tuple)
+            {
                 wire.open.entry(*tuple).or_insert(Open { event: 0, since: asked });
             }
         }
         let (mut lost, mut rooms) = (Vec::new(), Vec::new());
         for (slot, wire) in &mut self.wires {
+            let is_later = |since: Option<Instant>| since.is_some_and(|since| since >= asked);
+            wire.over.retain(|tuple, since| is_later(since) || there.contains(&(*slot, *tuple)));
             let gone =
-                wire.open.extract_if(|tuple, open| open.since < asked && !there.contains(&(*slot, *tuple)));
-            let gone: Vec<_> = gone.map(|(_, open)| open).collect();
+                |tuple: &Tuple, open: &mut Open| open.since < asked && !there.contains(&(*slot, *tuple));
+            let gone: Vec<_> = wire.open.extract_if(gone).map(|(_, open)| open).collect();
             lost.push((wire.sandbox.clone(), count_events(gone.iter())));
-            rooms.push((*slot, wire.room(self.max_flows)));
+            rooms.push((*slot, wire.room(share)));
         }
         lost.retain(|(_, count)| *count > 0);
         rooms.retain(|(_, room)| *room != Room::Unchanged);
         Reconciled { lost, rooms }
     }
+
+    /// How many flows each wire may have now.
+    fn share(&self) -> usize {
+        let share = self.capacity / self.wires.len().max(1);
+        self.max_flows.min(share.max(MIN_SHARE))
+    }
 }
 
-impl<S> Wire<S> {
+impl<S: Clone> Wire<S> {
+    fn ended(&self, open: Open, totals: impl FnOnce(Instant) -> FlowTotals) -> Option<Ended<S>> {
+        let sandbox = self.sandbox.clone();
+        (open.event != 0).then(|| Ended { sandbox, event: open.event, totals: totals(open.since) })
+    }
+
     /// A wire that was full has room again only when an eighth is free, so that not every flow changes it.
-    fn room(&mut self, max_flows: usize) -> Room {
+    fn room(&mut self, share: usize) -> Room {
         let open = self.open.len();
-        if !self.is_full && open >= max_flows {
+        if !self.is_full && open >= share {
             self.is_full = true;
             Room::Full
-        } else if self.is_full && open <= max_flows - max_flows.div_ceil(8) {
+        } else if self.is_full && open <= share - share.div_ceil(8) {
             self.is_full = false;
             Room::Free
         } else {
@@ -275,134 +362,48 @@ impl<S> Wire<S> {
     }
 }
 
+impl Over {
+    fn insert(&mut self, tuple: Tuple, now: Instant) {
+        self.remove(&tuple);
+        self.seen.insert(tuple, Some(now));
+        self.order.push_back((tuple, now));
+        self.kept += 1;
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, tuple: &Tuple) -> bool {
+        let removed = self.seen.remove(tuple);
+        self.kept -= usize::from(matches!(removed, Some(Some(_))));
+        removed.is_some()
+    }
+
+    /// The oldest of those that are too many, for the kernel to forget.
+    fn excess(&mut self, most: usize) -> Vec<Tuple> {
+        let mut excess = Vec::new();
+        while let Some((tuple, since)) = self.order.front() {
+            if let Some(kept) = self.seen.get_mut(tuple).filter(|seen| **seen == Some(*since)) {
+                if self.kept <= most {
+                    break;
+                }
+                *kept = None;
+                self.kept -= 1;
+                excess.push(*tuple);
+            }
+            self.order.pop_front();
+        }
+        excess
+    }
+
+    /// Forgets those that are not `there` any more.
+    fn retain(&mut self, there: impl Fn(&Tuple, Option<Instant>) -> bool) {
+        self.seen.retain(|tuple, since| there(tuple, *since));
+        self.kept = self.seen.values().filter(|since| since.is_some()).count();
+    }
+}
+
 fn count_events<'a>(open: impl Iterator<Item = &'a Open>) -> u64 {
     u64::try_from(open.filter(|open| open.event != 0).count()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn slot(number: u32) -> Slot {
-        Slot::new(number).unwrap()
-    }
-
-    fn flow(port: u16) -> Tuple {
-        Tuple {
-            source: slot(0).v4().into(),
-            destination: "10.1.2.3".parse().unwrap(),
-            protocol: 17,
-            ports: Some((port, 53)),
-            icmp: None,
-        }
-    }
-
-    fn totals(bytes_up: u64) -> FlowTotals {
-        FlowTotals { bytes_up, ..FlowTotals::default() }
-    }
-
-    fn wired(max_flows: usize) -> Wired<&'static str> {
-        let mut wired = Wired::new(max_flows);
-        wired.add(slot(0), "one");
-        wired.add(slot(1), "other");
-        wired
-    }
-
-    #[test]
-    fn the_totals_of_a_flow_go_to_the_event_of_its_beginning() {
-        let now = Instant::now();
-        let mut wired = wired(10);
-        assert_eq!(wired.begin(slot(0), flow(1), 11, now).0, Begun::Remembered);
-        assert_eq!(wired.begin(slot(1), flow(1), 12, now).0, Begun::Remembered);
-        let ended = |wired: &mut Wired<_>, number| wired.end(slot(number), flow(1), |_| totals(7), now).0;
-        assert_eq!(ended(&mut wired, 1), Some(("other", 12, totals(7))));
-        assert_eq!(ended(&mut wired, 1), None);
-        assert_eq!(wired.remove(slot(0)), Some(Removed { sandbox: "one", waiting: 1, was_full: false }));
-        assert_eq!(ended(&mut wired, 0), None);
-    }
-
-    #[test]
-    fn a_flow_that_ended_before_it_was_known_to_have_begun_has_its_totals() {
-        let now = Instant::now();
-        let mut wired = wired(10);
-        assert_eq!(wired.end(slot(0), flow(1), |_| totals(7), now), (None, Room::Unchanged));
-        assert_eq!(wired.begin(slot(0), flow(1), 11, now).0, Begun::Over(totals(7)));
-        // A later one with the same ports is another.
-        assert_eq!(wired.begin(slot(0), flow(1), 12, now).0, Begun::Remembered);
-        assert_eq!(wired.end(slot(0), flow(2), |_| totals(7), now).0, None);
-        assert_eq!(wired.begin(slot(0), flow(2), 13, now + EARLY).0, Begun::Remembered);
-    }
-
-    #[test]
-    fn a_wire_is_full_at_its_limit_until_an_eighth_is_free_and_others_are_not() {
-        let now = Instant::now();
-        let mut wired = wired(16);
-        let begin = |wired: &mut Wired<_>, number, ports: std::ops::Range<u16>| {
-            ports.map(|port| wired.begin(slot(number), flow(port), 1, now).1).collect::<Vec<_>>()
-        };
-        assert!(begin(&mut wired, 0, 0..15).iter().all(|room| *room == Room::Unchanged));
-        assert_eq!(begin(&mut wired, 0, 15..17), [Room::Full, Room::Unchanged]);
-        assert_eq!(begin(&mut wired, 1, 0..1), [Room::Unchanged]);
-        let mut end = |port| wired.end(slot(0), flow(port), |_| totals(1), now).1;
-        assert_eq!([end(0), end(1), end(2)], [Room::Unchanged, Room::Unchanged, Room::Free]);
-    }
-
-    #[test]
-    fn what_is_remembered_is_bounded() {
-        let now = Instant::now();
-        let mut wired = wired(4);
-        let begun: Vec<_> = (0..9).map(|port| wired.begin(slot(0), flow(port), 1, now).0).collect();
-        assert_eq!(begun.iter().filter(|begun| **begun == Begun::Remembered).count(), 8);
-        assert_eq!(begun[8], Begun::Forgotten);
-        for port in 0..2000 {
-            let _ = wired.end(slot(1), flow(port), |_| totals(1), now);
-        }
-        assert_eq!(wired.wires[&slot(1)].early.len(), MAX_EARLY);
-    }
-
-    #[test]
-    fn after_a_loss_what_is_not_there_any_more_is_counted_and_what_is_there_counts() {
-        let start = Instant::now();
-        let mut wired = wired(2);
-        let asked = start + Duration::from_millis(1);
-        for (port, event, begun) in [(1, 11, start), (2, 12, start), (3, 0, start), (4, 14, asked)] {
-            let _ = wired.begin(slot(0), flow(port), event, begun);
-        }
-        let there = [(slot(0), flow(2)), (slot(1), flow(8)), (slot(1), flow(9))].into();
-        let Reconciled { lost, rooms } = wired.reconcile(&there, asked);
-        // The first ended unseen, the third had no event, and the fourth began later.
-        assert_eq!(lost, [("one", 1)]);
-        assert_eq!(rooms, [(slot(1), Room::Full)]);
-        assert_eq!(wired.refused(slot(0), |_| false).len(), 2);
-        assert_eq!(wired.end(slot(1), flow(8), |_| totals(1), asked).0, None);
-        assert_eq!(wired.end(slot(0), flow(2), |_| totals(5), asked).0, Some(("one", 12, totals(5))));
-    }
-
-    #[test]
-    fn a_flow_is_looked_at_less_and_less_often_while_it_is_open() {
-        let start = Instant::now();
-        let mut wired = wired(10);
-        let _ = wired.begin(slot(0), flow(1), 1, start);
-        let _ = wired.begin(slot(0), flow(2), 1, start);
-        let _ = wired.end(slot(0), flow(2), |_| totals(1), start);
-        let looked = (0..100).filter(|second| {
-            let due = wired.due(start + Duration::from_secs(*second));
-            assert!(due.iter().all(|tuple| *tuple == flow(1)));
-            !due.is_empty()
-        });
-        assert_eq!(looked.collect::<Vec<_>>(), [4, 8, 16, 32]);
-        assert!(wired.looks.iter().all(VecDeque::is_empty));
-    }
-
-    #[test]
-    fn the_flows_to_be_cut_are_those_that_are_not_permitted() {
-        let now = Instant::now();
-        let mut wired = wired(10);
-        for port in 0..4 {
-            let _ = wired.begin(slot(0), flow(port), 1, now);
-        }
-        let refused = wired.refused(slot(0), |tuple| tuple.ports.unwrap().0 > 0);
-        assert_eq!(refused, [flow(0)]);
-        assert!(wired.refused(slot(1), |_| false).is_empty());
-    }
-}
+mod tests;

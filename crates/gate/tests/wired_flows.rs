@@ -25,7 +25,7 @@ async fn told(lab: &Lab, is_told: impl Fn(&[EventRecord]) -> bool) -> Vec<EventR
         if is_told(&events) {
             return events;
         }
-        // A connection that has ended is remembered for some seconds.
+        // A connection is looked at some seconds after its beginning.
         let update = tokio::time::timeout(3 * PATIENCE, updates.recv()).await;
         assert!(update.is_ok(), "{events:#?}");
     }

@@ -153,9 +153,9 @@ fn ending_marked_connections_spares_those_with_other_marks() {
         let (_rules, mut endings) = track(9);
         let mut table = Table::open().unwrap();
         let (marked, other) = (flow(9), flow(10));
-        table.end_marked(MARK + 1).unwrap();
+        table.end_marked(MARK + 1, u32::MAX).unwrap();
         assert_eq!(drain(&mut endings), Ended::default());
-        table.end_marked(MARK).unwrap();
+        table.end_marked(MARK, u32::MAX).unwrap();
         let ended = drain(&mut endings);
         assert_eq!(ended.connections.iter().map(|entry| entry.original).collect::<Vec<_>>(), [marked.1]);
         assert_eq!(listed(&mut table).iter().map(|entry| entry.original).collect::<Vec<_>>(), [other.1]);
@@ -170,9 +170,12 @@ fn a_connection_whose_time_is_over_is_told_when_the_kernel_is_made_to_look() {
         std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "1").unwrap();
         let mut table = Table::open().unwrap();
         let (_socket, tuple) = flow(9);
-        assert_eq!(table.look_at(&[tuple]).unwrap(), 1);
+        let mut found = Vec::new();
+        let absent = Tuple { ports: Some((1, 1)), ..tuple };
+        table.look_at(&[absent, tuple], |entry| found.push((entry.original, entry.mark))).unwrap();
+        assert_eq!(found, [(tuple, MARK)]);
         until("its second is over", || {
-            table.look_at(&[tuple, Tuple { ports: Some((1, 1)), ..tuple }]).unwrap();
+            table.look_at(&[tuple], |_| {}).unwrap();
             drain(&mut endings).connections.iter().any(|entry| {
                 assert_eq!(entry.remaining, std::time::Duration::ZERO);
                 assert!(entry.age.unwrap() >= std::time::Duration::from_millis(900), "{entry:?}");
@@ -189,7 +192,7 @@ fn a_reader_without_room_is_told_that_it_lost_some() {
         let mut endings = Endings::open(4096).unwrap();
         let mut table = Table::open().unwrap();
         let _flows: Vec<_> = (0..300).map(|_| flow(9)).collect();
-        table.end_marked(MARK).unwrap();
+        table.end_marked(MARK, u32::MAX).unwrap();
         let ended = drain(&mut endings);
         assert!(ended.overrun && ended.connections.len() < 300, "{}", ended.connections.len());
     });

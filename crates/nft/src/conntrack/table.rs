@@ -44,31 +44,31 @@ impl Table {
     /// # Errors
     /// When the kernel refuses one for another reason than its absence. The others are ended all the same.
     pub fn end(&mut self, connections: &[Tuple]) -> Result<usize, Error> {
-        self.each(connections, ct::MSG_DELETE, NLM_F_ACK, "end a connection")
+        self.each(connections, ct::MSG_DELETE, NLM_F_ACK, "end a connection", |_| {})
     }
 
-    /// Has the kernel look at these connections, given as their first packets had them: it forgets those whose time
-    /// is over. By itself it looks about once a minute, or when their place is needed. Returns how many there still
-    /// are.
+    /// Has the kernel look at these connections, given as their first packets had them, and gives those that there
+    /// are to `take`. It forgets those whose time is over; by itself it looks about once a minute, or when their place
+    /// is needed.
     ///
     /// # Errors
     /// When the kernel refuses to look.
-    pub fn look_at(&mut self, connections: &[Tuple]) -> Result<usize, Error> {
-        self.each(connections, ct::MSG_GET, 0, "look at a connection")
+    pub fn look_at(&mut self, connections: &[Tuple], take: impl FnMut(Entry)) -> Result<(), Error> {
+        self.each(connections, ct::MSG_GET, 0, "look at a connection", take).map(drop)
     }
 
-    /// Ends all connections that have this mark. Takes some tenths of a millisecond, unless there are none at
+    /// Ends all connections whose mark has in `mask` the bits of `mark`. Takes some tenths of a millisecond, unless there are none at
     /// all: the kernel goes through the tables of all namespaces, which are one.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn end_marked(&mut self, mark: u32) -> Result<(), Error> {
+    pub fn end_marked(&mut self, mark: u32, mask: u32) -> Result<(), Error> {
         let first = self.sequence.wrapping_add(1);
         let head = self.head(ct::MSG_DELETE, NLM_F_ACK, nfproto::UNSPEC);
         let mut request = Writer::with_capacity(64);
-        request.message(head, |writer| write_mark(writer, mark));
+        request.message(head, |writer| write_mark(writer, mark, mask));
         self.send(request.bytes())?;
-        match self.answers(first, 1)?.first() {
+        match self.answers(first, 1, |_| {})?.first() {
             Some(0) => Ok(()),
             Some(code) => {
                 Err(Error::Conntrack { action: "end marked connections", source: kernel_error(*code) })
@@ -120,6 +120,7 @@ impl Table {
         operation: u16,
         flags: u16,
         action: &'static str,
+        mut take: impl FnMut(Entry),
     ) -> Result<usize, Error> {
         let mut there = 0;
         let mut refused = None;
@@ -133,7 +134,7 @@ impl Table {
                 });
             }
             self.send(request.bytes())?;
-            for code in self.answers(first, chunk.len())? {
+            for code in self.answers(first, chunk.len(), &mut take)? {
                 match code {
                     0 => there += 1,
                     code if is_absent(code) => {}
@@ -157,14 +158,19 @@ impl Table {
         self.socket.send(bytes).map_err(|source| Error::Send { bytes: bytes.len(), source })
     }
 
-    /// The answers to `count` requests, of which the first is `first`.
-    fn answers(&mut self, first: u32, count: usize) -> Result<Vec<i32>, Error> {
+    /// The answers to `count` requests, of which the first is `first`; connections among them are given to `take`.
+    fn answers(&mut self, first: u32, count: usize, mut take: impl FnMut(Entry)) -> Result<Vec<i32>, Error> {
         let mut codes = Vec::with_capacity(count);
         while codes.len() < count {
             self.receive(|message| {
                 let index = usize::try_from(message.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
                 if index < count {
                     codes.push(code(message));
+                    if message.kind != NLMSG_ERROR
+                        && let Some(entry) = Entry::read(message)
+                    {
+                        take(entry);
+                    }
                 }
                 None
             })?;
@@ -198,9 +204,9 @@ impl Table {
 }
 
 /// Names the connections with exactly this mark.
-fn write_mark(writer: &mut Writer, mark: u32) {
+fn write_mark(writer: &mut Writer, mark: u32, mask: u32) {
     writer.u32(ct::MARK, mark);
-    writer.u32(ct::MARK_MASK, u32::MAX);
+    writer.u32(ct::MARK_MASK, mask);
 }
 
 /// What an answer says: 0, or an error as a negative number.

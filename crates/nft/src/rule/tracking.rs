@@ -45,6 +45,13 @@ impl<F, P> Match<F, P> {
         self.compare(Comparison::Equal, &mark.to_ne_bytes())
     }
 
+    /// Belongs to a connection whose mark has in `mask` the bits of `mark`.
+    pub fn ct_mark_masked(mut self, mark: u32, mask: u32) -> Self {
+        self.expressions.load_ct_mark(Register::FIRST);
+        self.expressions.mask(Register::FIRST, &mask.to_ne_bytes());
+        self.compare(Comparison::Equal, &mark.to_ne_bytes())
+    }
+
     /// Marks the connection the packet belongs to, and all of its packets with it.
     pub fn set_ct_mark(mut self, mark: u32) -> Self {
         self.expressions.load_value(&mark.to_ne_bytes(), Register::FIRST);
