@@ -80,9 +80,7 @@ impl EntryList {
 
     /// Whether an entry is about names.
     pub(crate) fn has_names(&self) -> bool {
-        let is_name =
-            |target: &Target| matches!(target, Target::Host(_) | Target::Subdomains(_) | Target::Pattern(_));
-        self.entries.iter().any(|entry| is_name(&entry.target))
+        self.first_name().is_some()
     }
 
     /// The lowest index of an entry about everything.
@@ -100,10 +98,57 @@ impl EntryList {
         lower(self.names.find(name, query), self.patterns.find(name, query))
     }
 
+    /// The lowest index of an entry about every name below `name`.
+    pub(crate) fn find_subdomains(&self, name: &HostName, query: PortQuery) -> Option<usize> {
+        self.names.find_subdomains(name, query)
+    }
+
+    /// Whether an entry is this very expression.
+    pub(crate) fn find_pattern(&self, source: &str, query: PortQuery) -> bool {
+        self.entries.iter().any(|entry| {
+            matches!(&entry.target, Target::Pattern(other) if other == source) && query.takes(entry.port)
+        })
+    }
+
+    /// An entry that may name a host below `name`, whatever its port.
+    pub(crate) fn find_near(&self, name: &HostName) -> Option<usize> {
+        self.names.find_near(name).or_else(|| self.patterns.first())
+    }
+
+    /// The first entry that is about names.
+    pub(crate) fn first_name(&self) -> Option<usize> {
+        let is_name =
+            |target: &Target| matches!(target, Target::Host(_) | Target::Subdomains(_) | Target::Pattern(_));
+        self.entries.iter().position(|entry| is_name(&entry.target))
+    }
+
     /// The entry at `index` as the rule of a verdict.
     pub(crate) fn rule(&self, index: usize) -> Rule {
-        let entry = self.texts.get(index).map_or_else(|| Arc::from(""), Arc::clone);
-        Rule::Entry { list: self.list, index, entry }
+        Rule::Entry { list: self.list, index, entry: self.text(index) }
+    }
+
+    /// The entry at `index` as it was written.
+    pub(crate) fn text(&self, index: usize) -> Arc<str> {
+        self.texts.get(index).map_or_else(|| Arc::from(""), Arc::clone)
+    }
+
+    /// The entries.
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The networks of the address entries with their ports and positions.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = (IpNet, Option<u16>, usize)> + '_ {
+        networks(self.list, &self.entries)
+    }
+
+    /// What is denied with `net`: an IPv4 network by the way through NAT64 too.
+    pub(crate) fn denied_forms(net: IpNet) -> impl Iterator<Item = IpNet> {
+        let nat64 = match net {
+            IpNet::V4(v4) => Some(as_nat64(v4)),
+            IpNet::V6(_) => None,
+        };
+        std::iter::once(net).chain(nat64)
     }
 
     /// The address entries for the kernel, disjoint for each port; entries about everything on one port cover
@@ -142,12 +187,12 @@ impl EntryList {
 /// to it through NAT64 as well; to permit it does not permit that way.
 fn networks(list: List, entries: &[Entry]) -> impl Iterator<Item = (IpNet, Option<u16>, usize)> + '_ {
     entries.iter().enumerate().flat_map(move |(index, entry)| {
-        let (net, nat64) = match entry.target {
-            Target::Network(net @ IpNet::V4(v4)) if list == List::DenyOut => (Some(net), Some(as_nat64(v4))),
+        let (net, forms) = match entry.target {
+            Target::Network(net) if list == List::DenyOut => (None, Some(EntryList::denied_forms(net))),
             Target::Network(net) => (Some(net), None),
             _ => (None, None),
         };
-        net.into_iter().chain(nat64).map(move |net| (net, entry.port, index))
+        net.into_iter().chain(forms.into_iter().flatten()).map(move |net| (net, entry.port, index))
     })
 }
 

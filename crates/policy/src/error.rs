@@ -208,7 +208,7 @@ impl fmt::Display for Warning {
 }
 
 /// An entry for a message: quoted, control characters escaped, shortened.
-fn shown(entry: &str) -> String {
+pub(crate) fn shown(entry: &str) -> String {
     let mut chars = entry.chars();
     let head: String = chars.by_ref().take(SHOWN).collect();
     let rest = if chars.next().is_some() { "…" } else { "" };

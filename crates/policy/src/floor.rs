@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 use crate::{
     HostName,
     addresses::AddressIndex,
+    cover::Cover,
     floor_list::{NAMES, NETWORKS},
     ranges::{as_6to4, as_compatible, as_nat64},
 };
@@ -108,6 +109,13 @@ impl Floor {
     /// The part of the floor that `name` is on. (A name that is not may still resolve to an address that is.)
     pub fn name(&self, name: &HostName) -> Option<&'static str> {
         self.names.get(name).copied()
+    }
+
+    /// Whether everything on `other` is on this floor too.
+    pub(crate) fn contains(&self, other: &Self) -> bool {
+        let addresses = Cover::new(self.networks.clone());
+        other.networks.iter().all(|net| addresses.contains(net))
+            && other.names.keys().all(|name| self.names.contains_key(name))
     }
 
     /// The part of the floor that the whole of `net` is on.

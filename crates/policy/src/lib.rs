@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+mod cover;
 mod entry;
 mod entry_list;
 mod error;
@@ -22,6 +23,7 @@ mod ports;
 mod ranges;
 mod spec;
 mod verdict;
+mod widening;
 
 pub use entry::{Entry, Target};
 pub use error::{EntryError, PolicyError, Warning, WarningKind};
@@ -34,3 +36,4 @@ pub use policy::{InForce, MAX_ENTRIES, Policy};
 pub use ranges::{PRIVATE_RANGES, private_networks, public_networks};
 pub use spec::{EchMode, PolicySpec, RefusedNames};
 pub use verdict::{Decision, List, Reason, Rule, Verdict};
+pub use widening::Widening;

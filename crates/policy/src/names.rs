@@ -62,6 +62,45 @@ impl NameIndex {
         lower(found, node.exact.find(query))
     }
 
+    /// The lowest index of an entry that names every name below `name` and answers the query for ports.
+    pub(crate) fn find_subdomains(&self, name: &HostName, query: PortQuery) -> Option<usize> {
+        let (path, _) = self.path_to(name);
+        path.into_iter().map(|node| node.below.find(query)).fold(None, lower)
+    }
+
+    /// An entry that names a name below `name`, if there is one, whatever its port.
+    pub(crate) fn find_near(&self, name: &HostName) -> Option<usize> {
+        let (path, is_whole) = self.path_to(name);
+        let above = path.iter().map(|node| node.below.find(PortQuery::Any)).fold(None, lower);
+        let last = path.last().filter(|_| is_whole);
+        above.or_else(|| self.first_below(last?))
+    }
+
+    /// The nodes from the root to `name`, and whether the last is that of `name`.
+    fn path_to(&self, name: &HostName) -> (Vec<&Node>, bool) {
+        let mut path = Vec::from_iter(self.nodes.first());
+        for label in name.labels_from_the_root() {
+            let next = path.last().and_then(|node| node.children.get(label));
+            match next.and_then(|at| self.nodes.get(*at)) {
+                Some(node) => path.push(node),
+                None => return (path, false),
+            }
+        }
+        (path, true)
+    }
+
+    /// An entry at a node below `node`. Nodes are made for entries, so below each that is no leaf there is one.
+    fn first_below(&self, node: &Node) -> Option<usize> {
+        let mut node = node;
+        loop {
+            node = self.nodes.get(*node.children.values().min()?)?;
+            let found = lower(node.exact.find(PortQuery::Any), node.below.find(PortQuery::Any));
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+
     fn node_of(&mut self, name: &HostName) -> &mut Node {
         let mut at = 0;
         for label in name.labels_from_the_root() {
@@ -94,6 +133,26 @@ mod tests {
         }
         index.finish();
         index
+    }
+
+    #[test]
+    fn entries_about_all_subdomains_and_about_some_are_told_apart() {
+        let index = index(&[("a.b.allowed.test", 0)], &[("allowed.test", 1), ("x.y.other.test", 2)]);
+        let name = |text: &str| text.parse().unwrap();
+        let all = |text| index.find_subdomains(&name(text), PortQuery::Every);
+        assert_eq!(
+            (all("allowed.test"), all("b.allowed.test"), all("c.d.allowed.test")),
+            (Some(1), Some(1), Some(1))
+        );
+        assert_eq!((all("test"), all("other.test"), all("notallowed.test")), (None, None, None));
+        let some = |text| index.find_near(&name(text));
+        assert_eq!((some("allowed.test"), some("b.allowed.test")), (Some(1), Some(1)));
+        assert_eq!(
+            (some("other.test"), some("x.y.other.test"), some("z.x.y.other.test")),
+            (Some(2), Some(2), Some(2))
+        );
+        assert!(some("test").is_some());
+        assert_eq!((some("a.y.other.test"), some("third.test")), (None, None));
     }
 
     #[test]

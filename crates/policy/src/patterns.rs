@@ -73,6 +73,11 @@ impl PatternIndex {
         Ok(Self { set, entries })
     }
 
+    /// The lowest index of an entry.
+    pub(crate) fn first(&self) -> Option<usize> {
+        self.entries.first().map(|(_, index)| *index)
+    }
+
     /// The lowest index of an entry that matches the whole of `name` and answers the query for ports.
     pub(crate) fn find(&self, name: &HostName, query: PortQuery) -> Option<usize> {
         if self.entries.is_empty() {
@@ -80,12 +85,7 @@ impl PatternIndex {
         }
         let matches = self.set.matches(name.as_str().as_bytes());
         let entries = matches.iter().filter_map(|at| self.entries.get(at));
-        let answers = |port: Option<u16>| match query {
-            PortQuery::Any => true,
-            PortQuery::Every => port.is_none(),
-            PortQuery::Is(asked) => port.is_none_or(|port| port == asked),
-        };
-        entries.filter(|(port, _)| answers(*port)).map(|(_, index)| *index).min()
+        entries.filter(|(port, _)| query.takes(*port)).map(|(_, index)| *index).min()
     }
 }
 

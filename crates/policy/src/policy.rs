@@ -1,5 +1,7 @@
 //! The compiled policy.
 
+mod within;
+
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;

@@ -11,6 +11,17 @@ pub(crate) enum PortQuery {
     Every,
 }
 
+impl PortQuery {
+    /// Whether an entry about `port`, or about every port, answers it.
+    pub(crate) fn takes(self, port: Option<u16>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Every => port.is_none(),
+            Self::Is(asked) => port.is_none_or(|port| port == asked),
+        }
+    }
+}
+
 /// The entries of one list with the same target, by port. Indexes are positions in the list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PortSet {
