@@ -168,7 +168,7 @@ fn an_open_policy_becomes_a_list_of_what_it_did_not_deny() {
         ("a.x.test:25", &["a.x.test:443", "b.x.test"], &["a.x.test", "*.x.test:25", "a.x.test:25"]),
         (
             "203.0.112.0/24",
-            &["203.0.113.9:1", "203.0.111.0/24", "2606:4700::1"][1..].as_ref(),
+            &["203.0.111.0/24", "2606:4700::1"],
             &["203.0.112.9", "203.0.112.0/23", "64:ff9b::203.0.112.9", "x.test", "*", "~b"],
         ),
         (
@@ -184,7 +184,7 @@ fn an_open_policy_becomes_a_list_of_what_it_did_not_deny() {
             assert_eq!(check((&[], &[denied]), (&[entry], &[])), Ok(()), "{entry} under {denied}");
         }
         for entry in *wider {
-            let refused = check((&[], &["evil.test:1", denied][1..]), (&[entry], &[denied])).unwrap_err();
+            let refused = check((&[], &[denied]), (&[entry], &[denied])).unwrap_err();
             assert_eq!(refused.entry(), Some((List::AllowOut, 0, *entry)), "{refused}");
         }
     }
