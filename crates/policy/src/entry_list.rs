@@ -98,6 +98,11 @@ impl EntryList {
         lower(self.names.find(name, query), self.patterns.find(name, query))
     }
 
+    /// The lowest index of an entry that is exactly `name`.
+    pub(crate) fn find_host(&self, name: &HostName, query: PortQuery) -> Option<usize> {
+        self.names.find_host(name, query)
+    }
+
     /// The lowest index of an entry about every name below `name`.
     pub(crate) fn find_subdomains(&self, name: &HostName, query: PortQuery) -> Option<usize> {
         self.names.find_subdomains(name, query)

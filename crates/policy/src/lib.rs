@@ -32,7 +32,7 @@ pub use floor::{Floor, FloorRule, FloorTarget};
 pub use flow::{Flow, Protocol};
 pub use host::{HostName, HostNameError};
 pub use kernel::{AddressRule, KernelDefault, KernelView, Topology};
-pub use policy::{InForce, MAX_ENTRIES, Policy};
+pub use policy::{InForce, MAX_ENTRIES, NameZone, Policy};
 pub use ranges::{PRIVATE_RANGES, private_networks, public_networks};
 pub use spec::{EchMode, PolicySpec, RefusedNames};
 pub use verdict::{Decision, List, Reason, Rule, Verdict};

@@ -62,6 +62,12 @@ impl NameIndex {
         lower(found, node.exact.find(query))
     }
 
+    /// The lowest index of an entry that is exactly `name` and answers the query for ports.
+    pub(crate) fn find_host(&self, name: &HostName, query: PortQuery) -> Option<usize> {
+        let (path, is_whole) = self.path_to(name);
+        path.last().filter(|_| is_whole)?.exact.find(query)
+    }
+
     /// The lowest index of an entry that names every name below `name` and answers the query for ports.
     pub(crate) fn find_subdomains(&self, name: &HostName, query: PortQuery) -> Option<usize> {
         let (path, _) = self.path_to(name);

@@ -1,6 +1,7 @@
 //! The compiled policy.
 
 mod within;
+mod zone;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -13,6 +14,8 @@ use crate::{
     ports::{PortQuery, lower},
     ranges::{is_private, public_networks},
 };
+
+pub use zone::NameZone;
 
 /// How many entries both lists of a policy may have together.
 pub const MAX_ENTRIES: usize = 10_000;

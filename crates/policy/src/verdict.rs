@@ -133,8 +133,20 @@ pub enum Reason {
     MalformedDns,
     /// QUIC to a named host.
     Quic,
-    /// A limit of the sandbox on concurrent flows was reached.
+    /// The sandbox has as many flows as it may have at a time, or by a wire opens them too fast.
     FlowLimit,
+    /// The sandbox opens connections through the proxy too fast.
+    FlowRate,
+    /// The sandbox has as many connections as it may have that have not shown yet what they are.
+    PeekLimit,
+    /// The sandbox sends DNS queries too fast.
+    DnsRate,
+    /// The sandbox has as many DNS lookups under way as it may have.
+    DnsLookups,
+    /// The sandbox asks for too many new names of a permitted zone, or for too many bytes of them.
+    DnsLabels,
+    /// The sandbox has used up the bytes that it may move.
+    ByteBudget,
 }
 
 impl Reason {
@@ -167,6 +179,12 @@ impl Reason {
             Self::MalformedDns => "malformed_dns",
             Self::Quic => "quic",
             Self::FlowLimit => "flow_limit",
+            Self::FlowRate => "flow_rate",
+            Self::PeekLimit => "peek_limit",
+            Self::DnsRate => "dns_rate",
+            Self::DnsLookups => "dns_lookups",
+            Self::DnsLabels => "dns_labels",
+            Self::ByteBudget => "byte_budget",
         }
     }
 }
@@ -210,6 +228,12 @@ mod tests {
             Reason::MalformedDns,
             Reason::Quic,
             Reason::FlowLimit,
+            Reason::FlowRate,
+            Reason::PeekLimit,
+            Reason::DnsRate,
+            Reason::DnsLookups,
+            Reason::DnsLabels,
+            Reason::ByteBudget,
         ];
         for reason in reasons {
             assert_eq!(serde_json::to_string(&reason).unwrap(), format!("\"{reason}\""));
