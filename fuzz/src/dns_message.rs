@@ -27,7 +27,10 @@ pub fn check(query: &[u8]) {
         let asked = question(query);
         for name in &judged {
             let asked = asked.as_ref().expect("a name is judged where there is no question");
-            assert_eq!(HostName::from_wire(&asked.name).as_ref(), Ok(name), "another name is judged");
+            let text = asked.labels.join(&b'.');
+            assert_eq!(HostName::from_wire(&text).as_ref(), Ok(name), "another name is judged");
+            // A dot inside a label looks like a border between two, and is none.
+            assert_eq!(asked.labels.len(), name.as_str().split('.').count(), "{name} has other labels");
         }
         match reply {
             Some(reply) => check_reply(query, &reply, transport, &judged),
@@ -41,7 +44,7 @@ fn check_reply(query: &[u8], reply: &[u8], transport: Transport, judged: &[HostN
     assert!(reply.len() <= limit);
     assert_eq!(reply[..2], query[..2], "the reply is to another query");
     if let (Some(asked), Some(answered)) = (question(query), question(reply)) {
-        assert_eq!((asked.name, asked.kind_and_class), (answered.name, answered.kind_and_class));
+        assert_eq!((asked.labels, asked.kind_and_class), (answered.labels, answered.kind_and_class));
     }
     let message = Message::from_vec(reply).expect("a reply can be read");
     assert_eq!(message.message_type, MessageType::Response);
@@ -107,17 +110,16 @@ fn answer(query: &[u8], sandbox: &Sandbox, transport: Transport) -> Option<Vec<u
 }
 
 /// The first question of a message.
-struct Question {
-    /// The labels with dots between them.
-    name: Vec<u8>,
+struct Question<'a> {
+    labels: Vec<&'a [u8]>,
     kind_and_class: [u8; 4],
 }
 
-fn question(message: &[u8]) -> Option<Question> {
+fn question(message: &[u8]) -> Option<Question<'_>> {
     let questions = u16::from_be_bytes(*message.get(4..)?.first_chunk()?);
     let (labels, after) = labels(message, 12)?;
     let kind_and_class = *message.get(after..)?.first_chunk()?;
-    (questions > 0).then(|| Question { name: labels.join(&b'.'), kind_and_class })
+    (questions > 0).then_some(Question { labels, kind_and_class })
 }
 
 /// The labels of the name at `at`, and where what follows it begins.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice};
+use etherparse::{Icmpv4Type, Icmpv6Type, Ipv6ExtensionSlice, NetSlice, SlicedPacket, TransportSlice};
 use nft::Flow;
 
 pub fn check(bytes: &[u8]) {
@@ -20,20 +20,35 @@ pub fn check(bytes: &[u8]) {
     // The other program wants all of the packet.
     let Ok(packet) = SlicedPacket::from_ip(bytes) else { return };
     let flow = ours.expect("a whole packet can be read");
-    match &packet.net {
+    let (source, destination, is_later_fragment) = network(packet.net.as_ref());
+    assert_eq!((flow.source, flow.destination), (source, destination));
+    if is_later_fragment {
+        let transport = (flow.ports, flow.tcp_flags, flow.icmp, flow.icmp_id);
+        assert_eq!(transport, (None, None, None, None), "the middle of a message is read as its header");
+    } else {
+        check_transport(&flow, packet.transport.as_ref());
+    }
+}
+
+/// Source, destination, and whether it is a part of a packet other than its beginning.
+fn network(net: Option<&NetSlice<'_>>) -> (IpAddr, IpAddr, bool) {
+    match net {
         Some(NetSlice::Ipv4(ip)) => {
             let header = ip.header();
-            assert_eq!(flow.source, IpAddr::from(header.source_addr()));
-            assert_eq!(flow.destination, IpAddr::from(header.destination_addr()));
+            let addresses = (header.source_addr(), header.destination_addr());
+            (addresses.0.into(), addresses.1.into(), header.fragments_offset().value() > 0)
         }
         Some(NetSlice::Ipv6(ip)) => {
             let header = ip.header();
-            assert_eq!(flow.source, IpAddr::from(header.source_addr()));
-            assert_eq!(flow.destination, IpAddr::from(header.destination_addr()));
+            let addresses = (header.source_addr(), header.destination_addr());
+            let is_later = ip.extensions().clone().into_iter().any(|extension| match extension {
+                Ipv6ExtensionSlice::Fragment(fragment) => fragment.fragment_offset().value() > 0,
+                _ => false,
+            });
+            (addresses.0.into(), addresses.1.into(), is_later)
         }
         other => panic!("no IP packet: {other:?}"),
     }
-    check_transport(&flow, packet.transport.as_ref());
 }
 
 fn check_transport(flow: &Flow, transport: Option<&TransportSlice<'_>>) {

@@ -21,7 +21,8 @@ pub fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, FieldError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let field = match error.path().to_string().as_str() {
-            "." | "?" => "body".to_owned(),
+            // The last is a field without a name.
+            "." | "?" | "" => "body".to_owned(),
             path => path.to_owned(),
         };
         FieldError::Invalid { field, problem: error.into_inner().to_string() }
@@ -117,6 +118,8 @@ mod tests {
         assert!(error.starts_with("list[1]: invalid type: integer `5`, expected a string"), "{error}");
         let error = from_json::<Example>(br#"{"inner":{"key":[1,300]}}"#).unwrap_err().to_string();
         assert!(error.starts_with("inner.key[1]: "), "{error}");
+        let error = from_json::<BTreeMap<String, u8>>(br#"{"":"a"}"#).unwrap_err().to_string();
+        assert!(error.starts_with("body: invalid type"), "{error}");
         assert!(from_json::<Example>(b"{").is_err());
         assert!(from_json::<Example>(b"{} {}").is_err());
         assert!(from_json::<Example>(b"[]").is_err());
