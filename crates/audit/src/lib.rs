@@ -10,7 +10,8 @@
 //!   and only if there is none the oldest other network event. Events of the life cycle are kept. What was dropped
 //!   is counted, and an `audit_gap` event says so as soon as there is room.
 //! - The disk is bounded too, by [`AuditConfig::retention`] and [`AuditConfig::max_bytes`].
-//! - Identical refusals within ten seconds are one event whose count grows. Allowed flows are never folded.
+//! - Identical refusals within ten seconds are one event whose count grows; once the event is stored, its count is
+//!   written again every second. Allowed flows are never folded.
 //! - An event's id is given when it is recorded and grows from event to event, whatever the clock does.
 
 #![forbid(unsafe_code)]
@@ -22,7 +23,14 @@ mod render;
 mod retention;
 mod writer;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -52,6 +60,8 @@ pub struct AuditConfig {
     pub fold_window: Duration,
     /// How long the writer gathers events before it writes them.
     pub gather: Duration,
+    /// How long the growth of a written event's count may wait. Each time it is written, it is a link of the chain.
+    pub repeat_every: Duration,
     /// How old a stored event may become.
     pub retention: Duration,
     /// How much the database may hold before the sandbox with the most events loses its oldest.
@@ -69,12 +79,38 @@ impl Default for AuditConfig {
             folds: 16 * 1024,
             fold_window: Duration::from_secs(10),
             gather: Duration::from_millis(50),
+            repeat_every: Duration::from_secs(1),
             retention: Duration::from_secs(7 * 24 * 60 * 60),
             max_bytes: 2 << 30,
             prune_every: Duration::from_secs(5 * 60),
             follower_lag: 4096,
         }
     }
+}
+
+/// What the pipeline has done since it was started. All but `waiting` only grow.
+///
+/// Every decision that reaches a recorder that is switched on ends in exactly one of: the `count` of a stored event,
+/// the `count` of a stored `audit_gap`, or something that is still waiting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditStats {
+    /// Events that were taken in.
+    pub recorded: u64,
+    /// Occurrences that were counted with an earlier event instead of being one.
+    pub folded: u64,
+    /// Events that were written, those of gaps included.
+    pub stored: u64,
+    /// Occurrences that were not recorded, by cause. The causes are the reasons of `audit_gap` events:
+    /// - `queue_full`: events came faster than the disk takes them;
+    /// - `store_failed`: the store refused them for other reasons than a full disk;
+    /// - `totals_lost`: a flow has its event, but not its bytes and duration;
+    /// - `database_full`: stored events that were deleted before their time;
+    /// - those of the sources, such as `kernel_log_limit`.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// Transactions that failed; each is tried again or counted as `store_failed`.
+    pub write_failures: u64,
+    /// Events and changes in memory that are not written yet.
+    pub waiting: u64,
 }
 
 /// Why the pipeline cannot do what it was asked.
@@ -117,6 +153,10 @@ pub(crate) struct Shared {
     wake: Notify,
     progress: watch::Sender<Progress>,
     live: broadcast::Sender<Update>,
+    /// Events that were written.
+    stored: AtomicU64,
+    /// Writes that failed.
+    failures: AtomicU64,
 }
 
 impl Audit {
@@ -150,6 +190,23 @@ impl Audit {
     /// Follows the events from now on: all of them, or those of one sandbox.
     pub fn subscribe(&self, sandbox: Option<String>) -> Subscription {
         Subscription::new(self.inner.shared.live.subscribe(), sandbox)
+    }
+
+    /// What the pipeline has done since it was started.
+    pub fn stats(&self) -> AuditStats {
+        let shared = &self.inner.shared;
+        let (counters, waiting) = {
+            let queue = shared.queue.lock();
+            (queue.counters().clone(), queue.waiting())
+        };
+        AuditStats {
+            recorded: counters.recorded,
+            folded: counters.folded,
+            stored: shared.stored.load(Ordering::Relaxed),
+            dropped: counters.dropped,
+            write_failures: shared.failures.load(Ordering::Relaxed),
+            waiting: u64::try_from(waiting).unwrap_or(u64::MAX),
+        }
     }
 
     /// Waits until everything recorded before is in the store.
@@ -197,12 +254,19 @@ impl Audit {
 
 impl Shared {
     fn new(config: &AuditConfig, last_id: u64) -> Self {
-        let limits = Limits { queue: config.queue, folds: config.folds, fold_window: config.fold_window };
+        let limits = Limits {
+            queue: config.queue,
+            folds: config.folds,
+            fold_window: config.fold_window,
+            repeat_every: config.repeat_every,
+        };
         Self {
             queue: Mutex::new(Queue::new(limits, last_id)),
             wake: Notify::new(),
             progress: watch::Sender::default(),
             live: broadcast::Sender::new(config.follower_lag.max(1)),
+            stored: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
         }
     }
 
@@ -211,10 +275,11 @@ impl Shared {
         let now = Moment::now();
         let (result, wake) = {
             let mut queue = self.queue.lock();
-            let before = queue.pending();
+            let (before, timed) = (queue.pending(), queue.next_repeat().is_some());
             let result = change(&mut queue, now);
             let after = queue.pending();
-            (result, (before == 0 && after > 0) || (before < writer::BATCH && after >= writer::BATCH))
+            let is_first = (before == 0 && after > 0) || (!timed && queue.next_repeat().is_some());
+            (result, is_first || (before < writer::BATCH && after >= writer::BATCH))
         };
         if wake {
             self.wake.notify_one();
@@ -225,6 +290,7 @@ impl Shared {
 
 impl Moment {
     fn now() -> Self {
-        Self { instant: std::time::Instant::now(), time: Timestamp::now() }
+        // The writer's timers are tokio's, which tests may stop.
+        Self { instant: tokio::time::Instant::now().into_std(), time: Timestamp::now() }
     }
 }

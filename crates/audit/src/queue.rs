@@ -3,6 +3,7 @@
 //! No I/O, no clock of its own, no async: the caller says what time it is.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, VecDeque},
     mem,
     net::IpAddr,
@@ -18,12 +19,20 @@ use crate::{render, writer::BATCH};
 
 /// The reason of an `audit_gap`: the queue was full.
 pub(crate) const QUEUE_FULL: &str = "queue_full";
+/// The reason of an `audit_gap`: the store refused the events.
+pub(crate) const STORE_FAILED: &str = "store_failed";
+/// The reason of an `audit_gap`: so many flows have an event, but not their bytes and duration.
+pub(crate) const TOTALS_LOST: &str = "totals_lost";
+
+const GAP: &str = "audit_gap";
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) queue: usize,
     pub(crate) folds: usize,
     pub(crate) fold_window: Duration,
+    /// How long the growth of a stored event's count may wait, so that not every repeat is a write.
+    pub(crate) repeat_every: Duration,
 }
 
 /// Now, by both clocks: the steady one measures windows, the other dates events.
@@ -50,13 +59,26 @@ pub(crate) struct Queue {
     in_lanes: usize,
     /// Events that are always kept.
     kept: VecDeque<EventRecord>,
-    /// Changes to events that were taken away already.
-    changes: HashMap<u64, Change>,
+    /// The ends of flows whose events were taken away already.
+    finished: HashMap<u64, (Owner, FlowTotals)>,
+    /// Repeats of events that were taken away already.
+    repeats: HashMap<u64, Repeat>,
+    /// When each of the repeats is to be written, in that order. One that was given up is still in here.
+    repeat_ends: VecDeque<(Instant, u64)>,
     /// What was not recorded: how much, of whom and why.
     gaps: BTreeMap<(Owner, &'static str), u64>,
     folds: HashMap<FoldKey, Fold>,
     /// The folds in the order in which they end. One that was replaced or given up is still in here.
     fold_ends: VecDeque<(Instant, u64, FoldKey)>,
+    counters: Counters,
+}
+
+/// What happened so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) recorded: u64,
+    pub(crate) folded: u64,
+    pub(crate) dropped: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -65,11 +87,16 @@ struct Lane {
     others: VecDeque<EventRecord>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Change {
+#[derive(Clone, Debug)]
+struct Repeat {
     owner: Owner,
-    repeated: Option<(u64, Timestamp)>,
-    finished: Option<FlowTotals>,
+    /// How often by now.
+    total: u64,
+    /// How many of them are not written.
+    added: u64,
+    last: Timestamp,
+    /// The queue's sequence when there was nothing to write yet.
+    after: u64,
 }
 
 /// What two refusals must have in common to be the same.
@@ -106,7 +133,7 @@ pub(crate) struct Taken {
     kept: VecDeque<EventRecord>,
     lanes: HashMap<Arc<str>, Lane>,
     gaps: Vec<EventRecord>,
-    changes: HashMap<u64, Change>,
+    changes: Vec<Change>,
     sequence: u64,
 }
 
@@ -115,9 +142,18 @@ pub(crate) struct Taken {
 pub(crate) struct Drained {
     /// In the order of their ids.
     pub(crate) events: Vec<EventRecord>,
-    pub(crate) changes: Vec<(Owner, EventUpdate)>,
+    pub(crate) changes: Vec<Change>,
     /// Everything up to here is in it, or was before.
     pub(crate) sequence: u64,
+}
+
+/// A change to an event that was taken away before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) owner: Owner,
+    pub(crate) update: EventUpdate,
+    /// How many occurrences it is about that no event counts yet.
+    pub(crate) added: u64,
 }
 
 impl Queue {
@@ -131,10 +167,13 @@ impl Queue {
             lanes: HashMap::new(),
             in_lanes: 0,
             kept: VecDeque::new(),
-            changes: HashMap::new(),
+            finished: HashMap::new(),
+            repeats: HashMap::new(),
+            repeat_ends: VecDeque::new(),
             gaps: BTreeMap::new(),
             folds: HashMap::new(),
             fold_ends: VecDeque::new(),
+            counters: Counters::default(),
         }
     }
 
@@ -149,6 +188,7 @@ impl Queue {
             }
         }
         self.make_room();
+        self.counters.recorded += 1;
         let id = self.next_id(now);
         let count = event.count.max(1);
         let record = render::record(id, sandbox, event, now);
@@ -167,6 +207,7 @@ impl Queue {
     /// Records any other event; its id is given here.
     pub(crate) fn push(&mut self, sandbox: Option<&Arc<str>>, mut record: EventRecord, now: Moment) {
         self.sequence += 1;
+        self.counters.recorded += 1;
         record.sandbox_id = sandbox.map(|sandbox| sandbox.to_string());
         match sandbox {
             Some(sandbox) if !record.category.is_always_recorded() => {
@@ -198,21 +239,93 @@ impl Queue {
             render::finished(id, totals).apply(record);
             return;
         }
-        if let Some(change) = self.change(sandbox, id) {
-            change.finished = Some(totals);
+        if self.has_room_for_change() || self.finished.contains_key(&id) {
+            self.finished.insert(id, (Some(Arc::clone(sandbox)), totals));
+        } else {
+            self.gap(Some(Arc::clone(sandbox)), TOTALS_LOST, 1);
         }
     }
 
     /// Counts what was not recorded.
     pub(crate) fn gap(&mut self, owner: Owner, what: &'static str, count: u64) {
+        let total = self.counters.dropped.entry(what).or_default();
+        *total = total.saturating_add(count);
+        self.gap_again(owner, what, count);
+    }
+
+    /// Counts what was counted before, and could not be written.
+    fn gap_again(&mut self, owner: Owner, what: &'static str, count: u64) {
         self.sequence += 1;
         let total = self.gaps.entry((owner, what)).or_default();
         *total = total.saturating_add(count);
     }
 
+    /// Counts what was taken away and could not be written: nothing of it goes on as if it had been, and what was
+    /// not recorded for another reason keeps that reason.
+    pub(crate) fn give_up(&mut self, events: Vec<EventRecord>, changes: Vec<Change>) {
+        let mut lost: HashMap<u64, Option<u64>> = HashMap::new();
+        for event in events {
+            let owner = event.sandbox_id.map(Into::into);
+            match event.reason {
+                Some(Cow::Borrowed(reason)) if event.kind == GAP => {
+                    self.gap_again(owner, reason, event.count)
+                }
+                _ => self.gap(owner, STORE_FAILED, event.count),
+            }
+            lost.insert(event.id, None);
+        }
+        for change in changes {
+            match change.update {
+                EventUpdate::Repeated { id, .. } => {
+                    self.gap(change.owner, STORE_FAILED, change.added);
+                    lost.insert(id, Some(change.added));
+                }
+                EventUpdate::Finished { .. } => self.gap(change.owner, TOTALS_LOST, 1),
+            }
+        }
+        // A repeat must count on from what is stored.
+        self.folds.retain(|_, fold| match lost.get(&fold.id) {
+            Some(Some(added)) => {
+                fold.count = fold.count.saturating_sub(*added);
+                true
+            }
+            Some(None) => false,
+            None => true,
+        });
+        for (id, added) in lost {
+            match added {
+                Some(added) => {
+                    if let Some(repeat) = self.repeats.get_mut(&id) {
+                        repeat.total = repeat.total.saturating_sub(added);
+                    }
+                }
+                None => {
+                    self.finished.remove(&id);
+                    if let Some(repeat) = self.repeats.remove(&id) {
+                        self.gap(repeat.owner, STORE_FAILED, repeat.added);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// How much there is to write.
     pub(crate) fn pending(&self) -> usize {
-        self.in_lanes + self.kept.len() + self.changes.len() + self.gaps.len()
+        self.in_lanes + self.kept.len() + self.finished.len() + self.gaps.len()
+    }
+
+    /// How much there is to write, what may wait included.
+    pub(crate) fn waiting(&self) -> usize {
+        self.pending() + self.repeats.len()
+    }
+
+    /// When there is something to write, if nothing happens before.
+    pub(crate) fn next_repeat(&self) -> Option<Instant> {
+        self.repeat_ends.front().map(|(end, _)| *end)
     }
 
     /// Whether the writer should not gather any longer.
@@ -238,10 +351,11 @@ impl Queue {
     /// Takes everything away, with an event for each gap. What takes long about it is left to [`Taken::sort`],
     /// since recorders wait for this.
     pub(crate) fn take(&mut self, now: Moment) -> Taken {
+        let changes = self.take_changes(now.instant);
         self.flush = false;
         self.in_lanes = 0;
         let gaps = mem::take(&mut self.gaps).into_iter().map(|((owner, what), count)| {
-            let mut record = EventRecord::new(self.next_id(now), now.time, Category::Network, "audit_gap");
+            let mut record = EventRecord::new(self.next_id(now), now.time, Category::Network, GAP);
             record.sandbox_id = owner.map(|sandbox| sandbox.to_string());
             record.reason = Some(what.into());
             record.count = count;
@@ -252,9 +366,39 @@ impl Queue {
             kept: mem::take(&mut self.kept),
             lanes: mem::take(&mut self.lanes),
             gaps,
-            changes: mem::take(&mut self.changes),
-            sequence: self.sequence,
+            changes,
+            sequence: self.sequence_of_taken(),
         }
+    }
+
+    /// The ends of flows, and the repeats that have waited long enough.
+    fn take_changes(&mut self, now: Instant) -> Vec<Change> {
+        let finished = mem::take(&mut self.finished).into_iter().map(|(id, (owner, totals))| Change {
+            owner,
+            update: render::finished(id, totals),
+            added: 0,
+        });
+        let mut changes: Vec<_> = finished.collect();
+        let all = self.flush || self.stop;
+        while let Some((_, id)) = self.repeat_ends.pop_front_if(|(end, _)| all || *end <= now) {
+            changes.extend(self.repeats.remove(&id).map(|repeat| Change {
+                owner: repeat.owner,
+                update: EventUpdate::Repeated { id, count: repeat.total, last_time: repeat.last },
+                added: repeat.added,
+            }));
+        }
+        changes
+    }
+
+    /// The sequence up to which nothing is left here.
+    fn sequence_of_taken(&mut self) -> u64 {
+        while let Some((_, id)) = self.repeat_ends.front() {
+            match self.repeats.get(id) {
+                Some(repeat) => return repeat.after,
+                None => self.repeat_ends.pop_front(),
+            };
+        }
+        self.sequence
     }
 
     /// Ids follow the clock as long as it runs forward, and count on when it does not. So an id is never below the
@@ -292,19 +436,33 @@ impl Queue {
     }
 
     fn fold(&mut self, key: &FoldKey, count: u64, now: Moment) -> Option<u64> {
+        let has_room = self.has_room_for_change();
         let fold = self.folds.get_mut(key)?;
-        fold.count = fold.count.saturating_add(count);
-        let (id, total) = (fold.id, fold.count);
-        if let Some(lane) = self.lanes.get_mut(&key.sandbox)
-            && let Ok(at) = lane.refusals.binary_search_by_key(&id, |(record, _)| record.id)
-            && let Some((record, _)) = lane.refusals.get_mut(at)
-        {
+        let id = fold.id;
+        let total = fold.count.saturating_add(count);
+        let waiting = self.lanes.get_mut(&key.sandbox).and_then(|lane| lane.refusal(id));
+        if let Some(record) = waiting {
             record.count = total;
             record.last_time = Some(now.time);
-        } else if let Some(change) = self.change(&key.sandbox, id) {
-            change.repeated = Some((total, now.time));
+        } else if let Some(repeat) = self.repeats.get_mut(&id) {
+            repeat.total = total;
+            repeat.added = repeat.added.saturating_add(count);
+            repeat.last = now.time;
+        } else if has_room {
+            let (owner, after) = (Some(Arc::clone(&key.sandbox)), self.sequence - 1);
+            self.repeats.insert(id, Repeat { owner, total, added: count, last: now.time, after });
+            self.repeat_ends.push_back((now.instant + self.limits.repeat_every, id));
+        } else {
+            self.gap(Some(Arc::clone(&key.sandbox)), QUEUE_FULL, count);
+            return Some(id);
         }
+        fold.count = total;
+        self.counters.folded = self.counters.folded.saturating_add(count);
         Some(id)
+    }
+
+    fn has_room_for_change(&self) -> bool {
+        self.finished.len() + self.repeats.len() < self.limits.queue
     }
 
     fn begin_fold(&mut self, key: FoldKey, fold: Fold, now: Instant) {
@@ -328,16 +486,12 @@ impl Queue {
             self.folds.remove(&key);
         }
     }
+}
 
-    /// The pending change of an event that was taken away already; `None` if there are too many.
-    fn change(&mut self, sandbox: &Arc<str>, id: u64) -> Option<&mut Change> {
-        if self.changes.len() >= self.limits.queue && !self.changes.contains_key(&id) {
-            self.gap(Some(Arc::clone(sandbox)), "change_lost", 1);
-            return None;
-        }
-        let change = self.changes.entry(id).or_default();
-        change.owner = Some(Arc::clone(sandbox));
-        Some(change)
+impl Lane {
+    fn refusal(&mut self, id: u64) -> Option<&mut EventRecord> {
+        let at = self.refusals.binary_search_by_key(&id, |(record, _)| record.id).ok()?;
+        self.refusals.get_mut(at).map(|(record, _)| record)
     }
 }
 
@@ -350,16 +504,7 @@ impl Taken {
         }
         events.extend(self.gaps);
         events.sort_unstable_by_key(|record| record.id);
-        let changes = self.changes.into_iter().flat_map(|(id, change)| change.into_updates(id)).collect();
-        Drained { events, changes, sequence: self.sequence }
-    }
-}
-
-impl Change {
-    fn into_updates(self, id: u64) -> impl Iterator<Item = (Owner, EventUpdate)> {
-        let repeated = self.repeated.map(|(count, last_time)| EventUpdate::Repeated { id, count, last_time });
-        let finished = self.finished.map(|totals| render::finished(id, totals));
-        repeated.into_iter().chain(finished).map(move |update| (self.owner.clone(), update))
+        Drained { events, changes: self.changes, sequence: self.sequence }
     }
 }
 

@@ -2,9 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use audit::{Audit, AuditConfig, AuditError, Recorder, Subscription, Update};
+use audit::{Audit, AuditConfig, AuditError, AuditStats, Recorder, Subscription, Update};
 use jiff::Timestamp;
 use policy::{Decision, EventKind, FlowEvent, FlowTotals, List, NameSource, Protocol, Reason, Rule, Verdict};
 use serde_json::json;
@@ -314,4 +314,89 @@ async fn a_flush_says_when_the_store_does_not_take_the_events() {
     recorder.flow(allowed());
     assert!(matches!(timeout(DEADLINE, audit.flush()).await.unwrap(), Err(AuditError::Store(_))));
     assert!(matches!(timeout(DEADLINE, audit.close()).await.unwrap(), Err(AuditError::Store(_))));
+}
+
+#[tokio::test]
+async fn a_gap_at_the_source_is_recorded_with_a_full_queue_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, audit) = start(dir.path(), AuditConfig { queue: 10, ..AuditConfig::default() }).await;
+    let recorder = audit.recorder("sbx-a", true);
+    for port in 1..=25 {
+        recorder.flow(blocked(port));
+    }
+    recorder.gap("kernel_log_limit", 70);
+    let gaps: Vec<_> = events(&store, &audit).await.into_iter().filter(|e| e.kind == "audit_gap").collect();
+    let gaps: Vec<_> = gaps.iter().map(|gap| (gap.reason.as_deref(), gap.count)).collect();
+    assert_eq!(gaps, [(Some("kernel_log_limit"), 70), (Some("queue_full"), 15)]);
+}
+
+#[tokio::test]
+async fn the_counters_say_what_became_of_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, audit) = start(dir.path(), AuditConfig { queue: 10, ..AuditConfig::default() }).await;
+    assert_eq!(audit.stats(), AuditStats::default());
+    let recorder = audit.recorder("sbx-a", true);
+    for port in 1..=12 {
+        recorder.flow(blocked(port));
+    }
+    recorder.flow(blocked(12));
+    recorder.gap("kernel_log", 4);
+    audit.recorder("sbx-off", false).flow(blocked(1));
+    assert_eq!(audit.stats().waiting, 12);
+    audit.flush().await.unwrap();
+    recorder.flow(blocked(12));
+    audit.flush().await.unwrap();
+    let expected = AuditStats {
+        recorded: 12,
+        folded: 2,
+        stored: 12,
+        dropped: [("kernel_log", 4), ("queue_full", 2)].into(),
+        write_failures: 0,
+        waiting: 0,
+    };
+    assert_eq!(audit.stats(), expected);
+    let counted: u64 = events(&store, &audit).await.iter().map(|event| event.count).sum();
+    assert_eq!(counted, 14 + 4);
+}
+
+#[tokio::test]
+async fn what_the_pipeline_writes_and_deletes_is_an_intact_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = AuditConfig { repeat_every: Duration::ZERO, ..AuditConfig::default() };
+    let (store, audit) = start(dir.path(), config).await;
+    let (a, b) = (audit.recorder("sbx-a", true), audit.recorder("sbx-b", true));
+    audit.admin("key_created", json!({"id": "key-1"}));
+    for round in 0..20_u16 {
+        a.flow(blocked(80));
+        b.flow(blocked(round));
+        let id = a.flow(allowed());
+        if round % 2 == 0 {
+            audit.flush().await.unwrap();
+        }
+        a.finish(id, FlowTotals { bytes_up: round.into(), ..FlowTotals::default() });
+        b.gap("kernel_log", 1);
+    }
+    let before = intact(&store, &audit).await;
+    assert_eq!(before.iter().map(Option::as_deref).collect::<Vec<_>>(), [None, Some("sbx-a"), Some("sbx-b")]);
+    let everything = || Timestamp::now() + Duration::from_secs(60);
+    for _ in 0..20 {
+        store.events().prune(everything(), 7).await.unwrap();
+        a.flow(allowed());
+        intact(&store, &audit).await;
+    }
+    while store.events().prune(everything(), 100).await.unwrap() > 0 {}
+    assert_eq!(intact(&store, &audit).await, [None]);
+    a.flow(allowed());
+    assert_eq!(intact(&store, &audit).await, [None, Some("sbx-a".to_owned())]);
+}
+
+/// Checks all chains and says whose there are.
+async fn intact(store: &Store, audit: &Audit) -> Vec<Option<String>> {
+    audit.flush().await.unwrap();
+    let chains = store.events().chains().await.unwrap();
+    for sandbox in &chains {
+        let report = store.events().verify(sandbox.as_deref(), &BTreeSet::new()).await.unwrap().unwrap();
+        assert!(report.is_intact(), "{report:?}");
+    }
+    chains
 }

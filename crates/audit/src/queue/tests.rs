@@ -4,7 +4,12 @@ use policy::{Decision, NameSource, Verdict};
 
 use super::*;
 
-const LIMITS: Limits = Limits { queue: 100, folds: 100, fold_window: Duration::from_secs(10) };
+const LIMITS: Limits = Limits {
+    queue: 100,
+    folds: 100,
+    fold_window: Duration::from_secs(10),
+    repeat_every: Duration::from_secs(1),
+};
 
 /// A clock that the test moves.
 struct Clock(Moment);
@@ -119,11 +124,29 @@ fn a_repeat_of_an_event_that_was_taken_away_is_a_change() {
     let now = clock.tick(Duration::from_secs(1));
     queue.flow(&a, FlowEvent { count: 5, ..blocked(1) }, now);
     queue.flow(&a, blocked(1), now);
-    let drained = queue.take(now).sort();
+    // It may wait for others, so that it is not a write each time.
+    assert!(queue.take(clock.tick(Duration::from_millis(999))).sort().changes.is_empty());
+    assert_eq!(queue.next_repeat(), Some(now.instant + Duration::from_secs(1)));
+    let drained = queue.take(clock.tick(Duration::from_millis(1))).sort();
     assert!(drained.events.is_empty());
-    let change = EventUpdate::Repeated { id, count: 7, last_time: now.time };
-    assert_eq!(drained.changes, [(Some(a), change)]);
-    assert_eq!(queue.pending(), 0);
+    let update = EventUpdate::Repeated { id, count: 7, last_time: now.time };
+    assert_eq!(drained.changes, [Change { owner: Some(a), update, added: 6 }]);
+    assert_eq!((queue.waiting(), queue.next_repeat()), (0, None));
+}
+
+#[test]
+fn a_flush_waits_for_what_was_recorded_before_and_not_for_what_came_after() {
+    let mut queue = Queue::new(LIMITS, 0);
+    let clock = Clock::new();
+    let a = sandbox("sbx-a");
+    queue.flow(&a, blocked(1), clock.0);
+    assert_eq!(queue.take(clock.0).sort().sequence, 1);
+    queue.flow(&a, blocked(1), clock.0);
+    queue.flow(&a, allowed(1), clock.0);
+    assert_eq!(queue.take(clock.0).sort().sequence, 1, "the repeat is still waiting");
+    let target = queue.request_flush();
+    let drained = queue.take(clock.0).sort();
+    assert_eq!((drained.changes.len(), drained.sequence), (1, target));
 }
 
 #[test]
@@ -139,7 +162,7 @@ fn the_totals_of_a_flow_find_its_event_in_the_queue_and_after_it() {
     assert_eq!(drained.events[1].bytes_down, None);
     queue.finish(&a, long, totals);
     let change = EventUpdate::Finished { id: long, bytes_up: 1, bytes_down: 2, duration_ms: 3 };
-    assert_eq!(queue.take(clock.0).sort().changes, [(Some(a), change)]);
+    assert_eq!(queue.take(clock.0).sort().changes, [Change { owner: Some(a), update: change, added: 0 }]);
 }
 
 #[test]
@@ -208,12 +231,44 @@ fn the_memory_of_folds_and_changes_is_bounded() {
     for id in 1..=150 {
         queue.finish(&a, id, FlowTotals::default());
     }
-    assert_eq!(queue.changes.len(), 100);
+    assert_eq!(queue.finished.len(), 100);
     let drained = queue.take(clock.0).sort();
     assert_eq!(
         drained.events.last().map(|gap| (gap.reason.as_deref(), gap.count)),
-        Some((Some("change_lost"), 50))
+        Some((Some(TOTALS_LOST), 50))
     );
+}
+
+#[test]
+fn a_gap_needs_no_room_in_the_queue() {
+    let mut queue = Queue::new(LIMITS, 0);
+    let clock = Clock::new();
+    let a = sandbox("sbx-a");
+    for host in 0..1000 {
+        queue.flow(&a, allowed(host), clock.0);
+        queue.gap(Some(Arc::clone(&a)), "kernel_log_limit", 3);
+    }
+    let drained = queue.take(clock.0).sort();
+    let gaps: Vec<_> = drained.events.iter().filter(|event| event.kind == GAP).collect();
+    let gaps: Vec<_> = gaps.iter().map(|gap| (gap.reason.as_deref(), gap.count)).collect();
+    assert_eq!(gaps, [(Some("kernel_log_limit"), 3000), (Some(QUEUE_FULL), 900)]);
+    let dropped = BTreeMap::from([("kernel_log_limit", 3000), (QUEUE_FULL, 900)]);
+    assert_eq!((queue.counters().recorded, &queue.counters().dropped), (1000, &dropped));
+}
+
+#[test]
+fn a_gap_that_was_given_up_keeps_its_cause_and_is_counted_once() {
+    let mut queue = Queue::new(LIMITS, 0);
+    let clock = Clock::new();
+    let a = sandbox("sbx-a");
+    queue.gap(Some(Arc::clone(&a)), "kernel_log_limit", 3);
+    for _ in 0..5 {
+        let drained = queue.take(clock.0).sort();
+        queue.give_up(drained.events, drained.changes);
+    }
+    queue.gap(Some(a), "kernel_log_limit", 4);
+    assert_eq!(counts(&queue.take(clock.0).sort()), [(GAP, 7)]);
+    assert_eq!(queue.counters().dropped, BTreeMap::from([("kernel_log_limit", 7)]));
 }
 
 #[test]
