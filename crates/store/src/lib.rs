@@ -8,7 +8,7 @@
 //! A write has reached the operating system when its call returns, so **everything answered survives the death of
 //! the daemon**, however it dies. Power loss is another matter, and each table has what it needs:
 //!
-//! - API keys are synced to the disk before the call returns: a revoked key must not come back.
+//! - API keys and ratchet tokens are synced to the disk before the call returns: a revoked one must not come back.
 //! - Sandboxes, idempotency records and events are not (`synchronous = NORMAL`). A sandbox does not outlive the
 //!   machine's power, so a lost row describes nothing that still exists; what it left on the disk is found by the
 //!   sandbox manager's collection. It buys two orders of magnitude: a write costs tens of microseconds.
@@ -23,6 +23,7 @@ mod error;
 mod events;
 mod idempotency;
 mod keys;
+mod ratchets;
 mod sandboxes;
 mod schema;
 mod transaction;
@@ -44,6 +45,7 @@ pub use crate::{
     },
     idempotency::{Begin, Idempotency, REPLAY_WINDOW},
     keys::{KeyRecord, Keys},
+    ratchets::{RatchetRecord, Ratchets},
     sandboxes::{SandboxFilter, SandboxRecord, Sandboxes},
 };
 
@@ -158,6 +160,11 @@ impl Store {
         Keys { store: &self.inner }
     }
 
+    /// The ratchet tokens.
+    pub fn ratchets(&self) -> Ratchets<'_> {
+        Ratchets { store: &self.inner }
+    }
+
     /// The requests that carried an idempotency key.
     pub fn idempotency(&self) -> Idempotency<'_> {
         Idempotency { store: &self.inner }
@@ -214,7 +221,7 @@ mod tests {
             .unwrap();
         drop(store);
         let refused = Store::open(dir.path()).await.unwrap_err();
-        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 2, .. }), "{refused:?}");
+        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 3, .. }), "{refused:?}");
     }
 
     #[tokio::test]

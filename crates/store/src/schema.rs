@@ -14,6 +14,7 @@ use crate::{StoreError, error};
 const STEPS: &[(i64, &str, &str)] = &[
     (1, "initial", include_str!("../migrations/0001_initial.sql")),
     (2, "chains", include_str!("../migrations/0002_chains.sql")),
+    (3, "ratchets", include_str!("../migrations/0003_ratchets.sql")),
 ];
 
 /// Brings the database to the newest schema.
@@ -74,9 +75,12 @@ async fn found(path: &Path) -> Result<i64, StoreError> {
 /// Looks for damage in the tables that hold state. The events are left out: they may be many, and are checked by
 /// every query that reads them.
 pub(crate) async fn check(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
-    for statement in
-        ["PRAGMA quick_check('sandboxes')", "PRAGMA quick_check('keys')", "PRAGMA quick_check('idempotency')"]
-    {
+    for statement in [
+        "PRAGMA quick_check('sandboxes')",
+        "PRAGMA quick_check('keys')",
+        "PRAGMA quick_check('ratchets')",
+        "PRAGMA quick_check('idempotency')",
+    ] {
         let finding: String =
             sqlx::query_scalar(statement).fetch_one(pool).await.map_err(|e| error::opening(path, e))?;
         if finding != "ok" {
