@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use audit::{Audit, AuditConfig};
 use dns::{Upstream, UpstreamConfig};
-use gate::{AttachRequest, Attachment, Gate, GateConfig};
+use gate::{AttachRequest, Attachment, Gate, GateConfig, WireLimits};
 use netns::NetNs;
 use policy::{Policy, PolicySpec};
 use store::Store;
@@ -56,8 +56,10 @@ pub(crate) fn run(directory: &Path) -> Result<()> {
         let store = Store::open(&directory.join("data")).await?;
         let audit = Audit::start(store, AuditConfig::default()).await?;
         let upstream = Upstream::new(UpstreamConfig::new(vec![SocketAddr::from((AUTHORITY, 53))]))?;
-        let gate =
-            Gate::start(GateConfig { daemon_id: "bench".to_owned(), ..GateConfig::new(upstream) }).await?;
+        // What a connection costs is asked for, not how many are permitted.
+        let wire_limits = WireLimits { max_flows: 1 << 17, new_flows: 1 << 16, burst: 1 << 16 };
+        let config = GateConfig { daemon_id: "bench".to_owned(), wire_limits, ..GateConfig::new(upstream) };
+        let gate = Gate::start(config).await?;
         anstream::println!("ready");
         let mut attached: Vec<Attachment> = Vec::new();
         loop {
