@@ -78,9 +78,8 @@ const ICMP: u64 = 30;
 const OTHER: u64 = 600;
 
 /// Below `/proc/sys/net/netfilter`, in the uplink namespace.
-const PARAMETERS: [(&str, u64); 10] = [
+const PARAMETERS: [(&str, u64); 9] = [
     ("acct", 1),
-    ("timestamp", 1),
     ("events", 1),
     ("tcp_timeout_time_wait", TIME_WAIT),
     ("tcp_timeout_close", RESET),
@@ -99,6 +98,10 @@ impl Opened {
             let name = format!("netfilter/nf_conntrack_{name}");
             sysctl::set(&name, &value.to_string()).map_err(|error| GateError::SetUp("the uplink", error))?;
         }
+        if let Err(error) = sysctl::set("netfilter/nf_conntrack_timestamp", "1") {
+            // Then flows begin when the log tells of them.
+            tracing::debug!(%error, "the kernel does not keep the times of connections");
+        }
         let mut table = Table::open().map_err(GateError::Tracking)?;
         // The first request makes sure that the kernel has what the socket below asks for.
         table.end_marked(u32::MAX, u32::MAX).map_err(GateError::Tracking)?;
@@ -106,8 +109,8 @@ impl Opened {
         let filter = nft::Connection::open().map_err(|error| GateError::Rules("the uplink", error))?;
         let most = sysctl::get("netfilter/nf_conntrack_max")
             .map_err(|error| GateError::SetUp("the uplink", error))?;
-        // The machine's own connections are in a table of the same size beside ours.
-        let capacity = most.parse().map_or(0, |most: usize| most / 4 * 3);
+        // The machine's namespace tracks them too, beside its own connections, in a table of the same size.
+        let capacity = most.parse().map_or(0, |most: usize| most / 2);
         Ok(Self { endings, table, filter, capacity })
     }
 }

@@ -59,9 +59,11 @@ impl Uplink {
         let (namespace, inside) =
             NetNs::create_and(|| Inside::open(floor)).map_err(GateError::CreateNamespace)?;
         let Inside { routes, filter, log, tracking } = inside?;
-        let machine = link_to_machine(&namespace, daemon, ipv6)?;
+        let (machine, link) = link_to_machine(&namespace, daemon, ipv6)?;
         let linked = namespace.run(|| link_inside(daemon));
         linked.map_err(|error| GateError::EnterNamespace(WHOSE, error))?.map_err(GateError::Uplink)?;
+        let carried = Connection::open().and_then(|mut routes| await_carrier(&mut routes, link));
+        carried.map_err(GateError::Uplink)?;
         // From here on the sockets opened inside keep the namespace.
         let this = Self {
             routes,
@@ -181,8 +183,19 @@ impl Uplink {
             self.routes.set_route(&Route::direct(address.into(), link)).map_err(set_up)?;
         }
         let routed = sandbox.run(|| route_to_wire(slot));
-        routed.map_err(|error| GateError::EnterNamespace("the sandbox", error))?.map_err(set_up)
+        routed.map_err(|error| GateError::EnterNamespace("the sandbox", error))?.map_err(set_up)?;
+        // Or the first answer would be lost.
+        await_carrier(&mut self.routes, link).map_err(set_up)
     }
+}
+
+/// Waits until the end of a pair that came up first sends.
+fn await_carrier(connection: &mut Connection, link: LinkIndex) -> Result<(), netns::Error> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    if !connection.wait_until_running(link, PATIENCE)? {
+        tracing::warn!(%link, "a wire has no carrier yet");
+    }
+    Ok(())
 }
 
 /// What is opened inside the uplink namespace.
@@ -263,7 +276,11 @@ fn link_inside(daemon: u32) -> Result<(), netns::Error> {
 
 /// Inside the machine's namespace: the link, its routes, its fence, and forwarding. The link gets no address: the
 /// machine itself has nothing to say to the uplink.
-fn link_to_machine(uplink: &NetNs, daemon: u32, ipv6: bool) -> Result<nft::Connection, GateError> {
+fn link_to_machine(
+    uplink: &NetNs,
+    daemon: u32,
+    ipv6: bool,
+) -> Result<(nft::Connection, LinkIndex), GateError> {
     let rules = |error| GateError::Rules("the machine", error);
     let name = format!("bw-{daemon:08x}");
     // The fence stands before the first packet can come.
@@ -292,7 +309,7 @@ fn link_to_machine(uplink: &NetNs, daemon: u32, ipv6: bool) -> Result<nft::Conne
         }
     }
     enable_forwarding(ipv6).map_err(GateError::Uplink)?;
-    Ok(filter)
+    Ok((filter, link))
 }
 
 /// A machine that forwards IPv6 stops learning its own routes from router advertisements unless it is told to go on.

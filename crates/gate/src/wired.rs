@@ -17,8 +17,8 @@ use crate::addresses::Slot;
 pub struct WireLimits {
     /// The most flows at the same time; further ones are refused. A TCP connection counts until it is seen to be over,
     /// which is some seconds after its end; other flows until nothing has come for half a minute, or for two if there
-    /// was an exchange for a while. With many wired sandboxes it is less: their share of three quarters of the table,
-    /// but no less than 1024.
+    /// was an exchange for a while. With many wired sandboxes it is less: their share of half of the table, but no less
+    /// than 1024.
     pub max_flows: usize,
     /// The most new flows a second, over a longer time; further ones are refused.
     pub new_flows: u32,
@@ -27,9 +27,10 @@ pub struct WireLimits {
 }
 
 impl Default for WireLimits {
-    /// An eighth of the table of most machines (262 144 connections), and more a second than any honest program opens.
+    /// A thirty-second part of the table of most machines (262 144 connections), and so many a second that connections
+    /// which are as short as can be do not fill that before they are seen to be over.
     fn default() -> Self {
-        Self { max_flows: 32_768, new_flows: 10_000, burst: 10_000 }
+        Self { max_flows: 8_192, new_flows: 2_000, burst: 4_000 }
     }
 }
 

@@ -78,6 +78,8 @@ fn echo_requests(count: u16) {
     }
 }
 
+/// A socket with a flow of a datagram each way. Not two with one port: while the world answers from it, it does not
+/// listen there.
 fn held_datagrams(port: u16) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -114,7 +116,7 @@ fn the_events_of_flows_that_are_open_when_a_sandbox_is_detached_get_their_totals
     lab::run(|lab| async move {
         let sandbox = lab.allowing(&[SERVER, "2001:db8:9::1"]).await;
         let other = lab.allowing(&[SERVER]).await;
-        let _spared = other.run(|| held_datagrams(9).unwrap()).await;
+        let _spared = other.run(|| held_datagrams(10).unwrap()).await;
         let started = Instant::now();
         let held = sandbox.run(|| {
             echo_requests(3);
@@ -220,7 +222,8 @@ fn a_sandbox_at_its_limit_of_flows_is_refused_more_with_an_event_and_another_is_
         let gate = strict(WireLimits { max_flows: 8, ..WireLimits::default() }).await;
         let (one, other) =
             (attach(&lab, &gate, "sbx-one00001").await, attach(&lab, &gate, "sbx-two00002").await);
-        let held = one.run(|| (0..8).map(|_| held_datagrams(9).unwrap()).collect::<Vec<_>>()).await;
+        let held =
+            one.run(|| (0..8).map(|port| held_datagrams(1000 + port).unwrap()).collect::<Vec<_>>()).await;
         begun(&lab, 8).await;
 
         assert_eq!(kind(one.connect("10.1.2.3:80").await), ConnectionRefused);
@@ -235,11 +238,11 @@ fn a_sandbox_at_its_limit_of_flows_is_refused_more_with_an_event_and_another_is_
         let held = held.await;
         assert!(other.get("10.1.2.3:80", "x").await.unwrap().starts_with("HTTP/1.1 200"));
         let refused = |events: Vec<EventRecord>| {
-            let refused = events.into_iter().filter(|event| event.kind == "egress_blocked");
+            let refused = events.into_iter().filter(|event| event.reason.as_deref() == Some("flow_limit"));
             refused.map(|event| (event.sandbox_id, event.reason, event.port, event.count)).collect::<Vec<_>>()
         };
         let limit = |port| (Some("sbx-one00001".to_owned()), Some("flow_limit".into()), Some(port), 1);
-        let is_refused = |event: &&EventRecord| event.kind == "egress_blocked";
+        let is_refused = |event: &&EventRecord| event.reason.as_deref() == Some("flow_limit");
         let events = told(&lab, |events| events.iter().filter(is_refused).count() >= 2).await;
         assert_eq!(refused(events), [limit(80), limit(10)]);
 
@@ -259,7 +262,7 @@ fn a_sandbox_that_opens_flows_too_fast_is_refused_some_and_another_is_not() {
         let gate = strict(limits).await;
         let (one, other) =
             (attach(&lab, &gate, "sbx-one00001").await, attach(&lab, &gate, "sbx-two00002").await);
-        let reached = one.run(|| (0..50).filter(|_| held_datagrams(9).is_ok()).count()).await;
+        let reached = one.run(|| (0..50).filter(|port| held_datagrams(1000 + port).is_ok()).count()).await;
         assert!((20..50).contains(&reached), "{reached}");
         assert!(other.get("10.1.2.3:80", "x").await.unwrap().starts_with("HTTP/1.1 200"));
         let refused = |event: &&EventRecord| event.reason.as_deref() == Some("flow_limit");

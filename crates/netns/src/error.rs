@@ -47,6 +47,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A link's state could not be read.
+    #[error("cannot read the state of link {link}")]
+    LinkState {
+        /// Its index.
+        link: LinkIndex,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
     /// A link could not be deleted.
     #[error("cannot delete link {link}")]
     DeleteLink {

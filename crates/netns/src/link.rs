@@ -4,12 +4,13 @@ use std::{
     fmt, io,
     num::NonZeroU32,
     os::fd::{AsRawFd, BorrowedFd},
+    time::{Duration, Instant},
 };
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
 };
 
 use crate::{Connection, Error};
@@ -84,6 +85,32 @@ impl Connection {
             .map_err(|source| Error::BringUp { link, source })
     }
 
+    /// Waits until a link that was brought up sends, or `limit` has passed; `false` if it does not. A link whose other
+    /// end comes up later begins to send a moment after that, when the kernel has noticed; what goes by it until then
+    /// is lost.
+    ///
+    /// # Errors
+    /// [`Error::LinkState`] with what the kernel says.
+    pub fn wait_until_running(&mut self, link: LinkIndex, limit: Duration) -> Result<bool, Error> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut message = LinkMessage::default();
+            message.header.index = link.get();
+            // The kernel notices at once when it is asked about this one link (since 6.8; before, soon).
+            let is_running = self
+                .channel
+                .query(RouteNetlinkMessage::GetLink(message), |answer| match answer {
+                    RouteNetlinkMessage::NewLink(link) => Some(is_running(&link)),
+                    _ => None,
+                })?
+                .map_err(|source| Error::LinkState { link, source })?;
+            if is_running == Some(true) || Instant::now() >= deadline {
+                return Ok(is_running == Some(true));
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// Creates a veth pair and returns the index of the end in this namespace.
     ///
     /// # Errors
@@ -124,6 +151,10 @@ fn quiet_end(name: &str, hardware_address: [u8; 6]) -> LinkMessage {
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.push(LinkAttribute::Address(hardware_address.to_vec()));
     message
+}
+
+fn is_running(link: &LinkMessage) -> bool {
+    link.attributes.contains(&LinkAttribute::OperState(State::Up))
 }
 
 fn named(link: &LinkMessage, name: &str) -> bool {

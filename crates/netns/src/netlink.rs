@@ -40,6 +40,29 @@ impl Channel {
         }
     }
 
+    /// As [`Self::request`], for one that asks for something: gives what `select` picks from the answer.
+    pub(crate) fn query<T, U>(
+        &mut self,
+        body: T,
+        mut select: impl FnMut(T) -> Option<U>,
+    ) -> Result<io::Result<Option<U>>, Error>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable,
+    {
+        self.send(body, NLM_F_REQUEST | NLM_F_ACK)?;
+        let mut found = None;
+        loop {
+            for message in self.receive::<T>()? {
+                match message.payload {
+                    NetlinkPayload::Error(answer) if answer.code.is_none() => return Ok(Ok(found)),
+                    NetlinkPayload::Error(answer) => return Ok(Err(answer.to_io())),
+                    NetlinkPayload::InnerMessage(body) => found = select(body).or(found),
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// Sends a dump request and collects what `select` picks from the answers.
     pub(crate) fn dump<T, U>(
         &mut self,

@@ -82,6 +82,34 @@ fn a_veth_pair_carries_both_families_without_asking_for_neighbours() {
 }
 
 #[test]
+fn a_link_that_is_running_sends_and_one_whose_other_end_is_down_is_not_running() {
+    for _ in 0..50 {
+        let (here, there) = wired();
+        here.run(|| {
+            let mut connection = Connection::open().unwrap();
+            let link = connection.link_index("w0").unwrap().unwrap();
+            assert!(connection.wait_until_running(link, Duration::from_secs(5)).unwrap());
+        })
+        .unwrap();
+        let receiver = there.run(|| UdpSocket::bind("10.9.0.2:0")).unwrap().unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let sender = here.run(|| UdpSocket::bind("10.9.0.1:0")).unwrap().unwrap();
+        sender.send_to(b"x", receiver.local_addr().unwrap()).unwrap();
+        receiver.recv(&mut [0; 1]).unwrap();
+    }
+    let (here, there) = (namespace(), namespace());
+    here.run(|| {
+        let mut connection = Connection::open().unwrap();
+        let veth =
+            Veth { name: "w0", peer_name: "eth0", peer_namespace: there.as_fd(), hardware_address: MAC };
+        let link = connection.create_veth(&veth).unwrap();
+        connection.bring_up(link).unwrap();
+        assert!(!connection.wait_until_running(link, Duration::from_millis(1)).unwrap());
+    })
+    .unwrap();
+}
+
+#[test]
 fn deleting_one_end_takes_the_other_with_it() {
     let (here, there) = wired();
     here.run(|| {
