@@ -74,6 +74,12 @@ impl Attachment {
         blocking(move || member.set_policy(&shared, policy)).await
     }
 
+    /// Waits until the rules turn out not to hold, which is tried after each change of the policy. Nothing passes any more
+    /// then, and the sandbox is to be ended.
+    pub fn broken(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.member.broken.clone().cancelled_owned()
+    }
+
     /// What there is to say about it.
     pub fn info(&self) -> AttachmentInfo {
         let sandbox = &self.member.sandbox;

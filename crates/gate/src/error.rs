@@ -47,6 +47,9 @@ pub enum GateError {
     /// A task of the runtime was cut off: the daemon is shutting down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
+    /// The rules are in force, and do not do what they say.
+    #[error("the sandbox's rules do not hold: {0}; it is cut off")]
+    Unproven(String),
     /// The sandbox has been detached.
     #[error("the sandbox is detached from the gate")]
     Detached,

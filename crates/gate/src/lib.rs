@@ -24,6 +24,7 @@ mod member;
 mod namespace;
 mod node;
 mod ports;
+mod proof;
 mod revoke;
 mod ruleset;
 mod sandbox;

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use policy::{EntryError, Floor, InForce, List, Policy, PolicyError, Topology};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{GateError, addresses::Slot, gate::Shared, revoke, sandbox::Sandbox, uplink::Carries};
+use crate::{GateError, addresses::Slot, gate::Shared, proof, revoke, sandbox::Sandbox, uplink::Carries};
 
 /// One attached sandbox.
 pub(crate) struct Member {
@@ -14,6 +14,8 @@ pub(crate) struct Member {
     /// Ends the tasks.
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// Cancelled when the rules turned out not to hold.
+    pub(crate) broken: CancellationToken,
     wire: Mutex<Wire>,
 }
 
@@ -30,7 +32,13 @@ struct Wire {
 
 impl Member {
     pub(crate) fn new(sandbox: Arc<Sandbox>) -> Self {
-        Self { sandbox, stop: CancellationToken::new(), tasks: TaskTracker::new(), wire: Mutex::default() }
+        Self {
+            sandbox,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            broken: CancellationToken::new(),
+            wire: Mutex::default(),
+        }
     }
 
     /// Puts the sandbox's first policy in force.
@@ -78,13 +86,7 @@ impl Member {
             wire.is_detached = true;
             self.sandbox.tidy();
         }
-        if wire.is_laid {
-            wire.is_laid = false;
-            if let Some(slot) = wire.slot {
-                let cut = shared.cut(slot, |uplink| uplink.cut(slot));
-                cut.unwrap_or_else(|error| self.complain(&error));
-            }
-        }
+        self.cut_wire(shared, &mut wire);
     }
 
     /// As [`Self::retire`], and gives back the place of the wire: to be called when what the wire's log still has to
@@ -128,7 +130,28 @@ impl Member {
             }
         }
         wire.is_enforced = true;
-        Ok(())
+        proof::prove(&self.sandbox, next).inspect_err(|error| {
+            self.complain(error);
+            self.cut_off(shared, wire);
+        })
+    }
+
+    /// Lets nothing pass any more, whatever the rules in the sandbox's namespace do: its sockets close and its wire is
+    /// cut. Whoever is to end the sandbox is told.
+    fn cut_off(&self, shared: &Shared, wire: &mut Wire) {
+        wire.is_detached = true;
+        self.stop.cancel();
+        self.cut_wire(shared, wire);
+        self.broken.cancel();
+    }
+
+    fn cut_wire(&self, shared: &Shared, wire: &mut Wire) {
+        if std::mem::take(&mut wire.is_laid)
+            && let Some(slot) = wire.slot
+        {
+            let cut = shared.cut(slot, |uplink| uplink.cut(slot));
+            cut.unwrap_or_else(|error| self.complain(&error));
+        }
     }
 
     fn lay(&self, shared: &Arc<Shared>, wire: &mut Wire, next: &InForce) -> Result<(), GateError> {

@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,6 +23,7 @@ use crate::{
     events::{self, Known, Policies},
     node::Node,
     ports::NamedPorts,
+    proof::Expected,
     ruleset::{self, Ruleset, uses_bindings},
     sink::{self, Sinks},
 };
@@ -38,6 +39,8 @@ pub(crate) struct Sandbox {
     kernel: Arc<Mutex<Kernel>>,
     sinks: Mutex<Sinks>,
     proxy_port: u16,
+    /// Refusals that the daemon asks for.
+    pub(crate) expected: Expected,
 }
 
 /// A policy in force, with what follows from it.
@@ -76,6 +79,7 @@ impl Sandbox {
             kernel: Arc::new(Mutex::new(Kernel { filter, bindings: Bindings::default(), unlogged: 0 })),
             sinks: Mutex::default(),
             proxy_port,
+            expected: Expected::default(),
         }
     }
 
@@ -139,6 +143,9 @@ impl Sandbox {
 
     /// Records one packet that a packet filter refused.
     pub(crate) fn record_refusal(&self, packet: &Packet) {
+        if packet.flow.and_then(target).is_some_and(|target| self.expected.take(target)) {
+            return;
+        }
         let force = self.force();
         let event = packet
             .flow
@@ -250,6 +257,14 @@ impl Drop for Held {
         self.kernel.lock().bindings.release(self.address);
     }
 }
+
+/// Where a TCP packet goes.
+fn target(headers: Headers) -> Option<SocketAddr> {
+    let (_, port) = headers.ports.filter(|_| headers.protocol == TCP)?;
+    Some(SocketAddr::new(headers.destination, port))
+}
+
+const TCP: u8 = 6;
 
 /// Whether some TCP port of the name is permitted, at this address if one is given.
 fn permits(policy: &Policy, name: &HostName, address: Option<IpAddr>) -> bool {

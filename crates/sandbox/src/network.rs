@@ -45,6 +45,9 @@ pub trait Attachment: Send + Sync {
     /// Puts another policy in force. Gives its generation.
     fn set_policy(&self, policy: Arc<Policy>) -> BoxFuture<'_, Result<u64, NetworkError>>;
 
+    /// Waits until the network turns out not to do what its policy says. Nothing passes any more then.
+    fn broken(&self) -> BoxFuture<'static, ()>;
+
     /// Takes everything away that was set up. Can be called twice.
     fn detach(&self) -> BoxFuture<'_, ()>;
 }
@@ -74,6 +77,10 @@ impl Attachment for gate::Attachment {
 
     fn set_policy(&self, policy: Arc<Policy>) -> BoxFuture<'_, Result<u64, NetworkError>> {
         Box::pin(async move { Ok(Self::set_policy(self, policy).await?) })
+    }
+
+    fn broken(&self) -> BoxFuture<'static, ()> {
+        Box::pin(Self::broken(self))
     }
 
     fn detach(&self) -> BoxFuture<'_, ()> {

@@ -31,6 +31,8 @@ pub(super) enum Reason {
     Died,
     /// It could not be taken over from an earlier daemon.
     Lost,
+    /// Its network does not do what its policy says.
+    Broken,
 }
 
 impl Reason {
@@ -40,6 +42,7 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::Died => "init_died",
             Self::Lost => "lost",
+            Self::Broken => "rules_do_not_hold",
         }
     }
 }
@@ -127,8 +130,11 @@ impl Manager {
         let manager = self.clone();
         let living = Arc::clone(living);
         tokio::spawn(async move {
-            let process = living.parts.lock().await.process.clone();
-            let Some(process) = process else { return };
+            let (process, broken) = {
+                let parts = living.parts.lock().await;
+                (parts.process.clone(), parts.attachment.as_ref().map(|attachment| attachment.broken()))
+            };
+            let (Some(process), Some(mut broken)) = (process, broken) else { return };
             let mut end_at = living.end_at.subscribe();
             loop {
                 let end = *end_at.borrow_and_update();
@@ -138,6 +144,10 @@ impl Manager {
                     () = living.ending.cancelled() => return,
                     () = process.ended() => {
                         manager.end_and_log(&living, Reason::Died).await;
+                        return;
+                    }
+                    () = &mut broken => {
+                        manager.end_and_log(&living, Reason::Broken).await;
                         return;
                     }
                     _ = end_at.changed() => {}

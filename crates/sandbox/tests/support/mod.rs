@@ -54,6 +54,10 @@ impl Attachment for IsolatedAttachment {
         Box::pin(async { Ok(2) })
     }
 
+    fn broken(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+
     fn detach(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
@@ -100,6 +104,11 @@ impl Lab {
 
     /// A lab on the directory of an earlier one.
     pub async fn on(dir: Arc<tempfile::TempDir>) -> Self {
+        Self::with(dir, Arc::new(Isolated)).await
+    }
+
+    /// A lab whose sandboxes get their networks from `network`.
+    pub async fn with(dir: Arc<tempfile::TempDir>, network: Arc<dyn Network>) -> Self {
         let mut store = None;
         // The tasks of an earlier lab may take a moment to let go of it.
         eventually("the data directory is free", async || {
@@ -114,7 +123,8 @@ impl Lab {
         .await;
         let store = store.expect("opened");
         let audit = Audit::start(store.clone(), AuditConfig::default()).await.expect("audit");
-        let manager = Manager::start(config(&dir, store.clone(), audit.clone())).await.expect("manager");
+        let config = Config { network, ..config(&dir, store.clone(), audit.clone()) };
+        let manager = Manager::start(config).await.expect("manager");
         let templates = manager.templates().clone();
         tokio::task::spawn_blocking(move || templates.ensure_host())
             .await

@@ -1,0 +1,54 @@
+//! The proof that the rules hold, after each change of the policy.
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+mod lab;
+
+use std::{io::ErrorKind::ConnectionRefused, time::Duration};
+
+use gate::GateError;
+use nft::{Batch, Chain, ChainType, Hook, Table};
+use policy::PolicySpec;
+use tokio::time::timeout;
+
+use crate::lab::{allow, kind};
+
+#[test]
+fn a_sandbox_whose_rules_do_not_hold_is_cut_off_and_others_are_not() {
+    lab::run(|lab| async move {
+        for spec in [allow(&["api.github.com"]), PolicySpec::default()] {
+            let (sandbox, other) = (lab.attach(&spec).await, lab.attach(&spec).await);
+            sandbox.0.set_policy(lab.policy(&spec)).await.unwrap();
+            // Somebody on the machine puts a table of his own before ours.
+            sandbox.run(intrude).await;
+            let changed = sandbox.0.set_policy(lab.policy(&spec)).await;
+            assert!(matches!(changed, Err(GateError::Unproven(_))), "{changed:?}");
+            timeout(lab::PATIENCE, sandbox.0.broken()).await.unwrap();
+            let again = sandbox.0.set_policy(lab.policy(&spec)).await;
+            assert!(matches!(again, Err(GateError::Detached)), "{again:?}");
+            other.0.set_policy(lab.policy(&spec)).await.unwrap();
+            assert!(timeout(Duration::ZERO, other.0.broken()).await.is_err());
+        }
+    });
+}
+
+#[test]
+fn what_the_daemon_tries_is_no_event_and_the_same_from_the_sandbox_is() {
+    lab::run(|lab| async move {
+        let sandbox = lab.allowing(&["api.github.com"]).await;
+        assert!(lab.events(&sandbox).await.is_empty());
+        for _ in 0..2 {
+            let refused = sandbox.connect("169.254.169.254:80").await;
+            assert_eq!(kind(refused), ConnectionRefused);
+        }
+        let events = lab.events(&sandbox).await;
+        assert_eq!(events.iter().map(|event| event.count).sum::<u64>(), 2, "{events:?}");
+    });
+}
+
+fn intrude() {
+    let table = Table::inet("intruder");
+    let chain = Chain::base("output", ChainType::Filter, Hook::Output, -300, nft::Policy::Drop);
+    let mut batch = Batch::new();
+    batch.add_table(&table).add_chain(&table, &chain);
+    nft::Connection::open().unwrap().commit(batch).unwrap();
+}
