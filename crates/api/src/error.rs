@@ -15,6 +15,12 @@ pub mod code {
     pub const NOT_IMPLEMENTED: &str = "not_implemented";
     /// 400: an entry of the network policy is not valid.
     pub const INVALID_POLICY: &str = "invalid_policy";
+    /// 403: the policy permits what the one in force does not, and may not, because a ratchet token asks for it.
+    pub const POLICY_WIDENS: &str = "policy_widens";
+    /// 500: the policy could not be replaced; the one before is in force.
+    pub const POLICY_KEPT: &str = "policy_kept";
+    /// 403: a ratchet token opens nothing but the policy of its sandbox.
+    pub const RATCHET_ONLY: &str = "ratchet_only";
     /// 409: the sandbox is paused.
     pub const SANDBOX_PAUSED: &str = "sandbox_paused";
     /// 409: the sandbox is not ready yet.

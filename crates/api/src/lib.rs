@@ -15,6 +15,7 @@ mod file;
 mod lenient;
 mod metadata;
 mod network;
+mod ratchet;
 mod sandbox;
 mod security;
 mod time;
@@ -28,6 +29,7 @@ pub use file::{
 pub use lenient::{Seconds, from_json};
 pub use metadata::parse_metadata_filter;
 pub use network::{EchMode, MaskRequestHost, Network, RefusedNames};
+pub use ratchet::{Ratchet, RatchetRevoked};
 pub use sandbox::{
     Acknowledged, CreateSandbox, Health, KillMany, KillManyResults, KillOutcome, Lifecycle, Metrics,
     OnTimeout, Queued, Running, Sandbox, SandboxList, SandboxState, SetTimeout, VolumeAttachment,

@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use init_protocol::{Failure, FailureKind};
-use policy::PolicyError;
+use policy::{PolicyError, Widening};
 use store::StoreError;
 
 use crate::{fault::Fault, network::NetworkError, template::TemplateError};
@@ -33,6 +33,15 @@ pub enum SandboxError {
     /// The network policy does not compile.
     #[error("invalid network policy: {0}")]
     InvalidPolicy(#[from] PolicyError),
+    /// The network policy permits what the one in force does not.
+    #[error("the policy permits more than the one in force: {0}")]
+    PolicyWidens(#[from] Widening),
+    /// The network policy could not be replaced.
+    #[error("the network policy could not be changed; the one before is in force")]
+    PolicyKept(#[source] NetworkError),
+    /// The network policy was replaced and could not be stored, nor could the one before be put back.
+    #[error("the new network policy is in force, but it could not be stored")]
+    PolicyNotStored(#[source] NetworkError),
     /// The path is empty, too long, relative where it may not be, or not a regular file.
     #[error("invalid path: {0}")]
     InvalidPath(String),

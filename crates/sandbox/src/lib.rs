@@ -21,5 +21,7 @@ pub use client::{
 pub use error::SandboxError;
 pub use fault::Fault;
 pub use ids::{IDS_PER_SANDBOX, InvalidSandboxId, SandboxId};
-pub use manager::{Config, Create, DEFAULT_IDS, Filter, GcReport, Manager, OnTimeout, State};
+pub use manager::{
+    ChangedBy, Config, Create, DEFAULT_IDS, Filter, GcReport, Manager, OnTimeout, PolicyChange, State,
+};
 pub use network::{Attachment, BoxFuture, Network, NetworkError, NetworkRequest};

@@ -23,8 +23,6 @@ const DELETE: MethodFilter = MethodFilter::DELETE;
 
 /// Methods, path, and what would be there.
 const ROUTES: &[(MethodFilter, &str, &str)] = &[
-    (POST, "/sandboxes/{id}/pause", "pausing a sandbox"),
-    (POST, "/sandboxes/{id}/resume", "resuming a sandbox"),
     (POST, "/sandboxes/{id}/snapshot", "snapshots"),
     (GET.or(POST), "/sandboxes/{id}/snapshots", "snapshots"),
     (DELETE, "/sandboxes/{id}/snapshots/{snapshot}", "snapshots"),

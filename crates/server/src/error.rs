@@ -112,6 +112,15 @@ impl From<SandboxError> for ApiError {
                 Self::new(StatusCode::CONFLICT, text).with_code(code::TEMPLATE_NOT_READY)
             }
             E::InvalidPolicy(error) => invalid_policy("network", &error),
+            E::PolicyWidens(_) => Self::new(StatusCode::FORBIDDEN, text).with_code(code::POLICY_WIDENS),
+            E::PolicyKept(_) => {
+                tracing::error!(error = chain(&error), "a policy could not be replaced");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, text).with_code(code::POLICY_KEPT)
+            }
+            E::PolicyNotStored(_) => {
+                tracing::error!(error = chain(&error), "a policy could not be stored");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, text).with_code(code::INTERNAL)
+            }
             E::FileNotFound(_) | E::NoSuchCommand(_) => Self::new(StatusCode::NOT_FOUND, text),
             E::AlreadyExists(_) | E::StdinClosed(_) => Self::new(StatusCode::CONFLICT, text),
             E::InvalidPath(_)

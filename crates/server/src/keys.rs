@@ -68,8 +68,17 @@ pub(crate) struct KeyRing {
 }
 
 struct Good {
-    account: Arc<str>,
+    key: Key,
     checked: Instant,
+}
+
+/// A key that was found good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    /// Its id.
+    pub(crate) id: Arc<str>,
+    /// The account it speaks for.
+    pub(crate) account: Arc<str>,
 }
 
 impl KeyRing {
@@ -77,11 +86,11 @@ impl KeyRing {
         Self { store, good: RwLock::default() }
     }
 
-    /// The account that `secret` speaks for; `None` if it is not a key, or a revoked one.
-    pub(crate) async fn account(&self, secret: &SecretString) -> Result<Option<Arc<str>>, StoreError> {
+    /// The key that `secret` is; `None` if it is not a key, or a revoked one.
+    pub(crate) async fn find(&self, secret: &SecretString) -> Result<Option<Key>, StoreError> {
         let hash = hash(secret.expose_secret());
-        if let Some(account) = self.remembered(&hash) {
-            return Ok(Some(account));
+        if let Some(key) = self.remembered(&hash) {
+            return Ok(Some(key));
         }
         let Some(record) = self.store.keys().by_hash(&hash).await? else { return Ok(None) };
         // The index found it by comparing hashes, which reveals nothing about a key; this is the comparison that
@@ -89,28 +98,28 @@ impl KeyRing {
         if record.revoked || !bool::from(record.hash.ct_eq(&hash)) {
             return Ok(None);
         }
-        let account: Arc<str> = record.account.into();
-        self.remember(hash, &account);
-        Ok(Some(account))
+        let key = Key { id: record.id.into(), account: record.account.into() };
+        self.remember(hash, &key);
+        Ok(Some(key))
     }
 
-    fn remembered(&self, hash: &[u8; 32]) -> Option<Arc<str>> {
+    fn remembered(&self, hash: &[u8; 32]) -> Option<Key> {
         let good = self.good.read();
-        good.get(hash).filter(|good| good.checked.elapsed() < TRUST).map(|good| Arc::clone(&good.account))
+        good.get(hash).filter(|good| good.checked.elapsed() < TRUST).map(|good| good.key.clone())
     }
 
-    fn remember(&self, hash: [u8; 32], account: &Arc<str>) {
+    fn remember(&self, hash: [u8; 32], key: &Key) {
         let mut good = self.good.write();
         if good.len() >= REMEMBERED {
             good.retain(|_, good| good.checked.elapsed() < TRUST);
         }
         if good.len() < REMEMBERED {
-            good.insert(hash, Good { account: Arc::clone(account), checked: Instant::now() });
+            good.insert(hash, Good { key: key.clone(), checked: Instant::now() });
         }
     }
 }
 
-fn hash(secret: &str) -> [u8; 32] {
+pub(crate) fn hash(secret: &str) -> [u8; 32] {
     Sha256::digest(secret).into()
 }
 
@@ -122,7 +131,7 @@ fn mask(secret: &str) -> String {
 }
 
 /// Random base-62 digits, each equally likely.
-fn random_digits(count: usize) -> Result<String, KeyError> {
+pub(crate) fn random_digits(count: usize) -> Result<String, KeyError> {
     let mut digits = String::with_capacity(count);
     let mut bytes = [0_u8; 64];
     while digits.len() < count {
@@ -145,6 +154,10 @@ mod tests {
         (dir, store)
     }
 
+    async fn account(ring: &KeyRing, secret: &SecretString) -> Option<Arc<str>> {
+        ring.find(secret).await.unwrap().map(|key| key.account)
+    }
+
     #[tokio::test]
     async fn a_key_opens_its_account_and_no_other_text_does() {
         let (_dir, store) = store().await;
@@ -152,10 +165,10 @@ mod tests {
         let other = create(&store, "bob", "first").await.unwrap();
         let ring = KeyRing::new(store);
         for _ in 0..2 {
-            assert_eq!(ring.account(&key).await.unwrap().as_deref(), Some("alice"));
-            assert_eq!(ring.account(&other).await.unwrap().as_deref(), Some("bob"));
+            assert_eq!(account(&ring, &key).await.as_deref(), Some("alice"));
+            assert_eq!(account(&ring, &other).await.as_deref(), Some("bob"));
             for wrong in ["", "dcl_", &key.expose_secret()[..40], &key.expose_secret().to_lowercase()] {
-                assert_eq!(ring.account(&SecretString::from(wrong)).await.unwrap(), None);
+                assert_eq!(ring.find(&SecretString::from(wrong)).await.unwrap(), None);
             }
         }
     }
@@ -178,6 +191,6 @@ mod tests {
         let key = create(&store, "alice", "first").await.unwrap();
         let id = store.keys().list("alice").await.unwrap()[0].id.clone();
         assert!(store.keys().revoke("alice", &id).await.unwrap());
-        assert_eq!(KeyRing::new(store).account(&key).await.unwrap(), None);
+        assert_eq!(KeyRing::new(store).find(&key).await.unwrap(), None);
     }
 }

@@ -19,6 +19,7 @@ pub mod keys;
 mod late;
 mod listen;
 mod manager;
+mod ratchets;
 mod request;
 mod routes;
 mod sandboxes;

@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use futures_util::stream;
-use policy::PolicySpec;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, Manager, Output, SandboxError, SandboxId, WriteInfo,
-    cgroup::Usage,
+    CommandInfo, Create, Entry, Exec, Filter, Manager, Output, PolicyChange, SandboxError, SandboxId,
+    WriteInfo, cgroup::Usage,
 };
-use serde_json::Value;
 use store::SandboxRecord;
 
 use crate::sandboxes::{Content, Doing, Files, Sandboxes, Source};
@@ -38,14 +36,21 @@ impl Sandboxes for Manager {
         Box::pin(self.set_timeout(account, id, timeout))
     }
 
+    fn pause<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()> {
+        Box::pin(self.pause(account, id))
+    }
+
+    fn resume<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()> {
+        Box::pin(self.resume(account, id))
+    }
+
     fn set_policy<'a>(
         &'a self,
         account: &'a str,
         id: &'a SandboxId,
-        policy: PolicySpec,
-        stored: Value,
+        change: PolicyChange,
     ) -> Doing<'a, SandboxRecord> {
-        Box::pin(self.set_policy(account, id, policy, stored))
+        Box::pin(self.set_policy(account, id, change))
     }
 
     fn usage<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Usage> {

@@ -7,11 +7,10 @@ use std::{pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use policy::PolicySpec;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, Output, SandboxError, SandboxId, WriteInfo, cgroup::Usage,
+    CommandInfo, Create, Entry, Exec, Filter, Output, PolicyChange, SandboxError, SandboxId, WriteInfo,
+    cgroup::Usage,
 };
-use serde_json::Value;
 use store::SandboxRecord;
 use tokio::io::AsyncRead;
 
@@ -36,13 +35,16 @@ pub trait Sandboxes: Send + Sync + 'static {
     fn kill_queued<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()>;
     /// Sets the time that is left; zero: no limit.
     fn set_timeout<'a>(&'a self, account: &'a str, id: &'a SandboxId, timeout: Duration) -> Doing<'a, ()>;
-    /// Puts another policy in force; `stored` is what is shown of it from then on.
+    /// Stops the processes of a sandbox where they are.
+    fn pause<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()>;
+    /// Lets them go on, with the time to live that the sandbox had.
+    fn resume<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()>;
+    /// Puts another policy in force, as a whole or not at all.
     fn set_policy<'a>(
         &'a self,
         account: &'a str,
         id: &'a SandboxId,
-        policy: PolicySpec,
-        stored: Value,
+        change: PolicyChange,
     ) -> Doing<'a, SandboxRecord>;
     /// What a sandbox uses of the machine now.
     fn usage<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Usage>;

@@ -18,7 +18,11 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/sandboxes/kill-many"),
     ("GET", "/sandboxes/ID/status"),
     ("PATCH", "/sandboxes/ID/timeout"),
+    ("POST", "/sandboxes/ID/pause"),
+    ("POST", "/sandboxes/ID/resume"),
     ("PUT", "/sandboxes/ID/network"),
+    ("POST", "/sandboxes/ID/ratchet"),
+    ("DELETE", "/sandboxes/ID/ratchet"),
     ("GET", "/sandboxes/ID/metrics"),
     ("POST", "/sandboxes/ID/commands"),
     ("GET", "/sandboxes/ID/commands"),
@@ -42,8 +46,6 @@ const ROUTES: &[(&str, &str)] = &[
 
 /// Routes of the published API that answer 501.
 const ABSENT: &[(&str, &str)] = &[
-    ("POST", "/sandboxes/ID/pause"),
-    ("POST", "/sandboxes/ID/resume"),
     ("POST", "/sandboxes/ID/snapshot"),
     ("POST", "/sandboxes/ID/snapshots"),
     ("GET", "/sandboxes/ID/snapshots"),
@@ -201,6 +203,38 @@ async fn what_belongs_to_another_account_is_not_found() {
     let results = lab.bob("POST", "/sandboxes/kill-many", json!({"sandbox_ids": [id]})).await.expect(200);
     assert_eq!(results, json!({"results": {&id: {"error": "sandbox not found"}}}));
     assert_eq!(lab.alice("GET", &format!("/sandboxes/{id}"), ()).await.expect(200)["state"], "running");
+}
+
+#[tokio::test]
+async fn a_ratchet_token_opens_one_route_of_one_sandbox() {
+    let lab = Lab::new().await;
+    let (id, other) = (lab.sandbox().await, lab.sandbox().await);
+    let made = lab.alice("POST", &format!("/sandboxes/{id}/ratchet"), ()).await.expect(201);
+    let token = made["token"].as_str().unwrap();
+    let more = [
+        ("GET", "/sandboxes/ID/network"),
+        ("POST", "/sandboxes/ID/network"),
+        ("PUT", "/sandboxes/ID/network/"),
+        ("PUT", "/sandboxes/ID/network/x"),
+        ("GET", "/nowhere"),
+        ("PUT", "/sandboxes"),
+    ];
+    for (method, path) in ROUTES.iter().chain(ABSENT).chain(&more) {
+        for sandbox in [&id, &other] {
+            let answer = lab.send(common::request(method, &path.replace("ID", sandbox), token, body())).await;
+            if (*method, *path) != ("PUT", "/sandboxes/ID/network") {
+                assert_eq!(answer.error(403).1.as_deref(), Some("ratchet_only"), "{method} {path}");
+            } else if *sandbox == other {
+                assert_eq!(answer.error(404), ("sandbox not found".to_owned(), None));
+            } else {
+                answer.expect(200);
+            }
+        }
+    }
+    let other_header = Request::put(format!("/sandboxes/{id}/network")).header("x-api-key", token);
+    lab.send(other_header.body(Body::from(body().to_string())).unwrap()).await.expect(200);
+    assert_eq!(lab.fake.policies.lock().unwrap().len(), 2);
+    assert_eq!(lab.alice("GET", "/sandboxes", ()).await.expect(200)["total"], 2);
 }
 
 #[tokio::test]

@@ -162,8 +162,4 @@ impl Living {
     pub(super) fn host(&self) -> Option<HostState> {
         HostState::of(&self.record.lock())
     }
-
-    pub(super) fn set_host(&self, host: &HostState) {
-        self.record.lock().host = host.to_value();
-    }
 }

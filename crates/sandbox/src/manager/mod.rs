@@ -5,6 +5,7 @@ mod end;
 mod gc;
 mod living;
 mod operate;
+mod policy_change;
 mod prepare;
 mod recover;
 mod shells;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use gc::GcReport;
 pub use living::State;
+pub use policy_change::{ChangedBy, PolicyChange};
 
 use crate::{
     cgroup::{Hierarchies, Limits},

@@ -3,9 +3,6 @@
 use std::sync::Arc;
 
 use init_protocol::Request;
-use policy::{Policy, PolicySpec};
-use serde_json::json;
-use store::SandboxRecord;
 
 use super::{
     Manager, blocking,
@@ -96,33 +93,6 @@ impl Manager {
         };
         let cgroups = living.parts.lock().await.cgroups.clone();
         blocking(move || cgroups.usage()).await
-    }
-
-    /// Puts another policy in force, for flows that exist too. `stored` replaces what the client is shown.
-    pub async fn set_policy(
-        &self,
-        account: &str,
-        id: &SandboxId,
-        spec: PolicySpec,
-        stored: serde_json::Value,
-    ) -> Result<SandboxRecord, SandboxError> {
-        let living = self.living(account, id).await?;
-        let policy = Arc::new(Policy::compile(&spec, self.inner.config.network.floor())?);
-        let parts = living.parts.lock().await;
-        let attachment = parts.attachment.as_ref().ok_or(SandboxError::Killed)?;
-        let changed = attachment.set_policy(policy).await;
-        let generation = changed.map_err(|source| SandboxError::Network { action: "change", source })?;
-        living.update(|record| {
-            record.generation = generation;
-            record.spec = stored;
-        });
-        if let Some(mut host) = living.host() {
-            host.policy = spec;
-            living.set_host(&host);
-        }
-        living.store(&self.inner.config.store).await?;
-        self.recorder(&living.record()).lifecycle("policy_changed", json!({ "generation": generation }));
-        Ok(living.record())
     }
 
     /// A sandbox of this account in which something can be done.

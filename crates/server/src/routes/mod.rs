@@ -4,6 +4,7 @@ mod audit;
 mod commands;
 mod files;
 mod meta;
+mod network;
 mod sandboxes;
 
 use std::any::Any;
@@ -51,6 +52,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         OpenApiRouter::with_openapi(document()).merge(meta::routes()).split_for_parts();
     let (private, mut openapi) = OpenApiRouter::with_openapi(document())
         .merge(sandboxes::routes())
+        .merge(network::routes())
         .merge(commands::routes())
         .merge(files::routes())
         .merge(audit::routes())

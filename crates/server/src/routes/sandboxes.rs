@@ -6,8 +6,8 @@ use std::{
 };
 
 use api::{
-    Acknowledged, CreateSandbox, ErrorBody, KillMany, KillManyResults, KillOutcome, Killed, Metrics, Network,
-    Queued, Running, Sandbox, SandboxList, SandboxState, Seconds, SetTimeout,
+    Acknowledged, CreateSandbox, ErrorBody, KillMany, KillManyResults, KillOutcome, Killed, Metrics, Queued,
+    Running, Sandbox, SandboxList, SandboxState, Seconds, SetTimeout,
 };
 use axum::{
     Json,
@@ -44,7 +44,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(kill_many))
         .routes(routes!(status))
         .routes(routes!(set_timeout))
-        .routes(routes!(set_network))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
         .routes(routes!(metrics))
 }
 
@@ -288,37 +289,43 @@ async fn set_timeout(
     Ok(Json(Acknowledged { ok: true }))
 }
 
-/// Replaces the network policy of a running sandbox, as a whole or not at all.
-///
-/// What the new policy does not permit is cut within a second, established connections too.
+/// Stops the processes of a sandbox where they are. Its memory stays in use, and its time does not run.
 #[utoipa::path(
-    put, path = "/sandboxes/{id}/network", tag = "sandboxes", request_body = Network,
+    post, path = "/sandboxes/{id}/pause", tag = "sandboxes",
     params(("id" = String, Path, description = "The sandbox")),
     responses(
-        (status = 200, description = "The new policy is in force", body = Sandbox),
-        (status = 400, description = "An entry is wrong; the message names it, and the old policy is in force", body = ErrorBody),
+        (status = 200, description = "It stands still", body = Acknowledged),
         (status = 404, description = "No such sandbox in this account", body = ErrorBody),
-        (status = 409, description = "It is paused", body = ErrorBody),
+        (status = 409, description = "It is paused already", body = ErrorBody),
         (status = 410, description = "It was killed", body = ErrorBody),
     )
 )]
-async fn set_network(
+async fn pause(
     State(app): State<App>,
     caller: Caller,
     PathSandbox(id): PathSandbox,
-    RawJson(body): RawJson,
-) -> Result<Json<Sandbox>, ApiError> {
-    // Elsewhere nothing reads as `{}`, but here that would permit everything.
-    if body.trim_ascii().is_empty() {
-        return Err(ApiError::bad_request("body: a policy is missing"));
-    }
-    let network: Network = api::from_json(&body)?;
-    let (policy, warnings) = convert::checked_policy("network", &network)?;
-    let record = app.sandboxes.get(&caller.account, &id).await?;
-    let stored = convert::with_network(record.spec, &network);
-    let changed = app.sandboxes.set_policy(&caller.account, &id, policy, stored).await;
-    let record = changed.map_err(|error| ApiError::from_create(error, "network"))?;
-    Ok(Json(Sandbox { warnings, ..convert::sandbox(record) }))
+) -> Result<Json<Acknowledged>, ApiError> {
+    app.sandboxes.pause(&caller.account, &id).await?;
+    Ok(Json(Acknowledged { ok: true }))
+}
+
+/// Lets a paused sandbox go on, with its whole time limit from now. One that is running stays as it is.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/resume", tag = "sandboxes",
+    params(("id" = String, Path, description = "The sandbox")),
+    responses(
+        (status = 200, description = "It is running", body = Acknowledged),
+        (status = 404, description = "No such sandbox in this account", body = ErrorBody),
+        (status = 410, description = "It was killed", body = ErrorBody),
+    )
+)]
+async fn resume(
+    State(app): State<App>,
+    caller: Caller,
+    PathSandbox(id): PathSandbox,
+) -> Result<Json<Acknowledged>, ApiError> {
+    app.sandboxes.resume(&caller.account, &id).await?;
+    Ok(Json(Acknowledged { ok: true }))
 }
 
 /// Measures what a sandbox uses now. No history is kept, so there is one measurement, if the time asked for

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -12,23 +12,26 @@ use std::{
 use bytes::Bytes;
 use futures_util::stream;
 use jiff::Timestamp;
-use policy::PolicySpec;
+use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
-    CommandInfo, Create, Entry, EntryKind, Exec, Filter, Output, SandboxError, SandboxId, WriteInfo,
-    cgroup::Usage,
+    ChangedBy, CommandInfo, Create, Entry, EntryKind, Exec, Filter, Output, PolicyChange, SandboxError,
+    SandboxId, WriteInfo, cgroup::Usage,
 };
 use server::{Content, Doing, Files, Sandboxes, Source};
-use store::SandboxRecord;
+use store::{SandboxRecord, Store};
 use tokio::{io::AsyncReadExt, sync::Notify};
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Fake {
+    /// Where sandboxes are stored when they are created, and not later.
+    pub(crate) store: OnceLock<Store>,
     records: Mutex<BTreeMap<String, SandboxRecord>>,
     files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     pub(crate) created: Mutex<Vec<Create>>,
     pub(crate) ran: Mutex<Vec<Exec>>,
     pub(crate) policies: Mutex<Vec<PolicySpec>>,
+    pub(crate) changed_by: Mutex<Vec<ChangedBy>>,
     pub(crate) stdin: Mutex<Vec<(u32, Option<Vec<u8>>)>>,
     next: AtomicU32,
     /// Creates wait for this while it is set.
@@ -60,6 +63,10 @@ impl Drop for Running {
 impl Fake {
     pub(crate) fn set_state(&self, id: &str, state: &str) {
         self.records.lock().unwrap().get_mut(id).unwrap().state = state.to_owned();
+    }
+
+    pub(crate) fn record(&self, id: &str) -> SandboxRecord {
+        self.records.lock().unwrap()[id].clone()
     }
 
     pub(crate) fn file(&self, path: &str) -> Option<Vec<u8>> {
@@ -126,9 +133,12 @@ impl Sandboxes for Fake {
                 end_at: (!create.timeout.is_zero()).then(|| now + create.timeout),
                 timeout_s: create.timeout.as_secs(),
                 on_timeout: "kill".to_owned(),
-                host: serde_json::Value::Null,
+                host: serde_json::to_value(&create.policy).unwrap(),
                 generation: 1,
             };
+            if let Some(store) = self.store.get() {
+                store.sandboxes().put(&record).await?;
+            }
             self.created.lock().unwrap().push(create);
             self.records.lock().unwrap().insert(id, record.clone());
             Ok(record)
@@ -187,16 +197,46 @@ impl Sandboxes for Fake {
         &'a self,
         account: &'a str,
         id: &'a SandboxId,
-        policy: PolicySpec,
-        stored: serde_json::Value,
+        change: PolicyChange,
     ) -> Doing<'a, SandboxRecord> {
         Box::pin(async move {
-            self.usable(account, id)?;
-            self.policies.lock().unwrap().push(policy);
+            if self.find(account, id)?.state == "killed" {
+                return Err(SandboxError::Killed);
+            }
             let mut records = self.records.lock().unwrap();
             let record = records.get_mut(id.as_str()).unwrap();
-            record.spec = stored;
+            if change.policy.allow_out.iter().any(|entry| entry == "kernel.refuses.test") {
+                return Err(SandboxError::PolicyKept("the kernel said no to /var/lib/secret".into()));
+            }
+            let mut policies = self.policies.lock().unwrap();
+            if change.only_narrower {
+                let compiled = |spec: &PolicySpec| Policy::compile(spec, Arc::new(Floor::new([])));
+                let in_force = serde_json::from_value(record.host.clone()).unwrap();
+                compiled(&change.policy)?.check_within(&compiled(&in_force)?)?;
+            }
+            record.host = serde_json::to_value(&change.policy).unwrap();
+            policies.push(change.policy);
+            self.changed_by.lock().unwrap().push(change.by);
+            (record.spec, record.generation) = (change.stored, record.generation + 1);
             Ok(record.clone())
+        })
+    }
+
+    fn pause<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            self.set_state(id.as_str(), "paused");
+            Ok(())
+        })
+    }
+
+    fn resume<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, ()> {
+        Box::pin(async move {
+            if self.find(account, id)?.state == "killed" {
+                return Err(SandboxError::Killed);
+            }
+            self.set_state(id.as_str(), "running");
+            Ok(())
         })
     }
 

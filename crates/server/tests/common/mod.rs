@@ -37,6 +37,7 @@ impl Lab {
         let store = Store::open(&dir.path().join("data")).await.unwrap();
         let audit = audit::Audit::start(store.clone(), audit::AuditConfig::default()).await.unwrap();
         let fake = Arc::new(Fake::default());
+        fake.store.set(store.clone()).unwrap();
         let deps = server::Deps {
             sandboxes: Arc::clone(&fake) as Arc<dyn server::Sandboxes>,
             store: store.clone(),
