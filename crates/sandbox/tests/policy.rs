@@ -83,10 +83,6 @@ impl Attachment for WatchedAttachment {
     }
 
     fn broken(&self) -> BoxFuture<'static, ()> {
-        Box::pin(std::future::pending())
-    }
-
-    fn broken(&self) -> BoxFuture<'static, ()> {
         self.1.broken()
     }
 
