@@ -39,7 +39,7 @@ fn every_directory_of_seeds_has_a_target_and_every_target_a_program() {
 fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display())) {
-        let path = entry.unwrap().path();
+        let path = entry.expect("the directory can be read").path();
         if path.is_dir() {
             files.extend(files_below(&path));
         } else {
