@@ -43,7 +43,8 @@ pub(crate) struct Tracking {
     machine: Mutex<Table>,
     descriptor: RawFd,
     runtime: Handle,
-    is_reconciling: AtomicBool,
+    /// Whether something that was to be told was lost since the last [`Self::compare`].
+    lost: AtomicBool,
 }
 
 /// What is kept the same in memory and in the kernel.
@@ -62,6 +63,9 @@ pub(crate) struct Opened {
 
 /// How often the kernel is made to look at flows that may be over.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often, at most, is found out what was lost: it takes the kernel some twenty milliseconds or more, and there is
+/// most to lose when there is most to do.
+const COMPARE: Duration = Duration::from_secs(10);
 /// How many bytes the kernel may hold of what it has to tell of connections that end: about so many KiB of them.
 const ENDINGS_BUFFER: usize = 16 << 20;
 /// How many of them are dealt with in one go.
@@ -126,7 +130,7 @@ impl Tracking {
             table: Mutex::new(table),
             machine: Mutex::new(machine),
             runtime,
-            is_reconciling: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         }
     }
 
@@ -176,7 +180,7 @@ impl Tracking {
             for sandbox in all.iter().filter_map(Weak::upgrade) {
                 sandbox.recorder.gap("uplink_log", received.lost);
             }
-            self.reconcile();
+            self.lost.store(true, Ordering::Release);
         }
         for packet in received.packets {
             let Some(slot) = packet.flow.and_then(|headers| Slot::of(headers.source)) else { continue };
@@ -224,16 +228,21 @@ impl Tracking {
 
     /// Records connections that have ended, so many at most. Returns whether there may be more.
     fn take_endings(self: &Arc<Self>, most: usize) -> bool {
-        let mut outside = Vec::new();
+        let (mut cut, mut over) = (Vec::new(), Vec::new());
         let mut endings = self.endings.lock();
         let is_done = loop {
             match endings.recv() {
                 Ok(Some(ended)) => {
                     if ended.overrun {
-                        self.reconcile();
+                        self.lost.store(true, Ordering::Release);
                     }
                     for entry in ended.connections {
-                        outside.push(entry.reply.inverted(&entry.original));
+                        let outside = entry.reply.inverted(&entry.original);
+                        if entry.is_over() {
+                            over.push(outside);
+                        } else if !entry.remaining.is_zero() {
+                            cut.push(outside);
+                        }
                         self.record_end(&entry);
                     }
                 }
@@ -243,16 +252,29 @@ impl Tracking {
                     break true;
                 }
             }
-            if outside.len() >= most {
+            if cut.len() + over.len() >= most {
                 break false;
             }
         };
         drop(endings);
-        // The machine's namespace would remember one that was cut for days.
-        if let Err(error) = self.machine.lock().end(&outside) {
+        if let Err(error) = self.end_outside(&cut, &over) {
             tracing::debug!(%error, "the machine still tracks connections that have ended");
         }
         is_done
+    }
+
+    /// Ends connections in the machine's namespace, which would remember those that were cut for days, and all of those
+    /// that are over for two minutes. But where one is over, the next with its ports may have begun, and is spared.
+    fn end_outside(&self, cut: &[Tuple], over: &[Tuple]) -> Result<(), nft::Error> {
+        let mut machine = self.machine.lock();
+        machine.end(cut)?;
+        let mut ids = Vec::new();
+        machine.look_at(over, |entry| {
+            if entry.is_over() {
+                ids.push((entry.original, entry.id));
+            }
+        })?;
+        machine.end_exactly(&ids).map(drop)
     }
 
     fn record_end(&self, entry: &Entry) {
@@ -265,16 +287,7 @@ impl Tracking {
         finish(ended);
     }
 
-    /// After a loss: finds out in the background what there is, and what is missing.
-    fn reconcile(self: &Arc<Self>) {
-        if !self.is_reconciling.swap(true, Ordering::AcqRel) {
-            self.in_background(|this| {
-                this.is_reconciling.store(false, Ordering::Release);
-                this.compare();
-            });
-        }
-    }
-
+    /// After a loss: finds out what there is, and what is missing.
     fn compare(self: &Arc<Self>) {
         let asked = Instant::now();
         let mut there = HashSet::new();
@@ -307,7 +320,7 @@ impl Tracking {
         self.in_background(move |this| {
             let mut over = Vec::new();
             let looked = this.table.lock().look_at(&due, |entry| {
-                if entry.tcp.is_some_and(TcpState::is_over) {
+                if entry.is_over() {
                     over.push(entry);
                 }
             });
@@ -326,13 +339,13 @@ impl Tracking {
             let mut state = self.state.lock();
             let now = Instant::now();
             let (ended, room, more) =
-                state.wired.over(slot, entry.original, |since| totals(entry, since), now);
+                state.wired.over(slot, (entry.original, entry.id), |since| totals(entry, since), now);
             state.make(slot, room);
             drop(state);
             finish(ended);
             excess.extend(more);
         }
-        if let Err(error) = self.table.lock().end(&excess) {
+        if let Err(error) = self.table.lock().end_exactly(&excess) {
             tracing::warn!(%error, "connections that are over are not forgotten");
         }
     }
@@ -347,11 +360,18 @@ impl Tracking {
 pub(crate) async fn follow(tracking: AsyncFd<Watched>, stop: CancellationToken) -> io::Result<()> {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut comparisons = tokio::time::interval(COMPARE);
+    comparisons.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let Watched(this) = tracking.get_ref();
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             _ = looks.tick() => this.look(),
+            _ = comparisons.tick() => {
+                if this.lost.swap(false, Ordering::AcqRel) {
+                    this.in_background(Tracking::compare);
+                }
+            }
             ready = tracking.readable() => {
                 ready?.clear_ready();
                 while !this.take_endings(AT_ONCE) {
@@ -462,6 +482,7 @@ mod tests {
         Entry {
             original: tuple,
             reply: tuple.inverted(&tuple),
+            id: 1,
             mark: 1,
             sent: Counters { packets: 2, bytes: 100 },
             received: Counters { packets: 3, bytes: 2000 },

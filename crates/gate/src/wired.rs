@@ -94,7 +94,7 @@ struct Over {
     /// Since when; `None` if the kernel has been told to forget it.
     seen: HashMap<Tuple, Option<Instant>>,
     /// Some of these may be forgotten by now.
-    order: VecDeque<(Tuple, Instant)>,
+    order: VecDeque<(Tuple, u32, Instant)>,
     /// How many of those that were seen the kernel has not been told to forget.
     kept: usize,
 }
@@ -245,21 +245,21 @@ impl<S: Clone> Wired<S> {
         (Begun::Remembered, room)
     }
 
-    /// A flow was seen to be over; the kernel will forget it later. `totals` may ask when it began. Gives those that
-    /// the kernel should rather forget now, because there are too many.
+    /// A flow (with the kernel's id of it) was seen to be over; the kernel will forget it later. `totals` may ask when
+    /// it began. Gives those that the kernel should rather forget now, because there are too many.
     pub(crate) fn over(
         &mut self,
         slot: Slot,
-        tuple: Tuple,
+        (tuple, id): (Tuple, u32),
         totals: impl FnOnce(Instant) -> FlowTotals,
         now: Instant,
-    ) -> (Option<Ended<S>>, Room, Vec<Tuple>) {
+    ) -> (Option<Ended<S>>, Room, Vec<(Tuple, u32)>) {
         let share = self.share();
         let wire = self.wires.get_mut(&slot);
         let Some((open, wire)) = wire.and_then(|wire| Some((wire.open.remove(&tuple)?, wire))) else {
             return (None, Room::Unchanged, Vec::new());
         };
-        wire.over.insert(tuple, now);
+        wire.over.insert(tuple, id, now);
         let excess = wire.over.excess(share / OVER_SHARE);
         (wire.ended(open, totals), wire.room(share), excess)
     }
@@ -364,10 +364,10 @@ impl<S: Clone> Wire<S> {
 }
 
 impl Over {
-    fn insert(&mut self, tuple: Tuple, now: Instant) {
+    fn insert(&mut self, tuple: Tuple, id: u32, now: Instant) {
         self.remove(&tuple);
         self.seen.insert(tuple, Some(now));
-        self.order.push_back((tuple, now));
+        self.order.push_back((tuple, id, now));
         self.kept += 1;
     }
 
@@ -379,16 +379,16 @@ impl Over {
     }
 
     /// The oldest of those that are too many, for the kernel to forget.
-    fn excess(&mut self, most: usize) -> Vec<Tuple> {
+    fn excess(&mut self, most: usize) -> Vec<(Tuple, u32)> {
         let mut excess = Vec::new();
-        while let Some((tuple, since)) = self.order.front() {
+        while let Some((tuple, id, since)) = self.order.front() {
             if let Some(kept) = self.seen.get_mut(tuple).filter(|seen| **seen == Some(*since)) {
                 if self.kept <= most {
                     break;
                 }
                 *kept = None;
                 self.kept -= 1;
-                excess.push(*tuple);
+                excess.push((*tuple, *id));
             }
             self.order.pop_front();
         }

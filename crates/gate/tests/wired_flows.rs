@@ -6,7 +6,7 @@ mod lab;
 use std::{
     io::{self, ErrorKind::ConnectionRefused, Read, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use gate::{Gate, GateConfig, WireLimits};
@@ -198,6 +198,45 @@ fn a_flow_that_was_cut_is_not_tracked_by_the_machine_for_days() {
         sandbox.0.detach().await;
         assert_eq!(lab.node.run(tracked).unwrap(), 0);
         drop(held);
+    });
+}
+
+/// A connection to the server from this port, whatever was there before.
+fn connect_from(port: u16) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    // Ends with a reset, and without waiting for anything.
+    sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).unwrap();
+    bind(&socket, &SocketAddr::from(([0, 0, 0, 0], port))).unwrap();
+    connect(&socket, &SocketAddr::new(SERVER.parse().unwrap(), 80)).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+#[test]
+fn a_connection_from_a_port_that_was_used_a_moment_ago_is_not_taken_for_the_earlier_one() {
+    lab::run(|lab| async move {
+        let sandbox = lab.allowing(&[SERVER]).await;
+        const BYTES: usize = 2_000_000;
+        const TIMES: usize = 30;
+        sandbox
+            .run(|| {
+                for _ in 0..TIMES {
+                    let mut stream = connect_from(40_000);
+                    write!(stream, "GET /bytes/{BYTES} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+                    stream.read_exact(&mut vec![0; BYTES]).unwrap();
+                }
+            })
+            .await;
+        let events =
+            told(&lab, |events| events.iter().filter(|event| event.bytes_down.is_some()).count() == TIMES)
+                .await;
+        assert_eq!(events.len(), TIMES);
+        for event in events {
+            assert!(event.bytes_down.unwrap() > BYTES as u64, "{event:#?}");
+        }
     });
 }
 

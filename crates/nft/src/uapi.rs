@@ -202,6 +202,7 @@ pub(crate) mod ct {
     pub(crate) const MARK: u16 = 8;
     pub(crate) const COUNTERS_ORIG: u16 = 9;
     pub(crate) const COUNTERS_REPLY: u16 = 10;
+    pub(crate) const ID: u16 = 12;
     pub(crate) const TIMESTAMP: u16 = 20;
     pub(crate) const MARK_MASK: u16 = 21;
     pub(crate) const TUPLE_IP: u16 = 1;

@@ -148,6 +148,20 @@ fn ending_connections_ends_those_that_are_named_and_no_others() {
 }
 
 #[test]
+fn a_later_connection_with_the_same_ports_is_not_ended_for_an_earlier_one() {
+    in_namespace(|| {
+        let (_rules, mut endings) = track(9);
+        let mut table = Table::open().unwrap();
+        let (_socket, tuple) = flow(9);
+        let id = listed(&mut table)[0].id;
+        assert_eq!(table.end_exactly(&[(tuple, id.wrapping_add(1))]).unwrap(), 0);
+        assert_eq!(drain(&mut endings), Ended::default());
+        assert_eq!(table.end_exactly(&[(tuple, id)]).unwrap(), 1);
+        assert_eq!(drain(&mut endings).connections[0].id, id);
+    });
+}
+
+#[test]
 fn ending_marked_connections_spares_those_with_other_marks() {
     in_namespace(|| {
         let (_rules, mut endings) = track(9);

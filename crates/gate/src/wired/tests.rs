@@ -59,8 +59,8 @@ fn a_flow_that_is_over_has_its_totals_then_and_not_those_of_the_next_with_its_po
     let now = Instant::now();
     let mut wired = wired(10);
     let _ = wired.begin(slot(0), flow(1), 11, now);
-    assert_eq!(wired.over(slot(0), flow(1), |_| totals(7), now).0, ended("one", 11, 7));
-    assert_eq!(wired.over(slot(0), flow(1), |_| totals(7), now), (None, Room::Unchanged, Vec::new()));
+    assert_eq!(wired.over(slot(0), (flow(1), 5), |_| totals(7), now).0, ended("one", 11, 7));
+    assert_eq!(wired.over(slot(0), (flow(1), 5), |_| totals(7), now), (None, Room::Unchanged, Vec::new()));
     // The next begins before the kernel has said that it has forgotten this one.
     let _ = wired.begin(slot(0), flow(1), 12, now);
     assert_eq!(wired.end(slot(0), flow(1), |_| totals(7), now).0, None);
@@ -73,19 +73,19 @@ fn of_the_flows_that_are_over_the_kernel_keeps_some() {
     let mut wired = wired(16);
     let mut over = |port| {
         let _ = wired.begin(slot(0), flow(port), 1, now);
-        wired.over(slot(0), flow(port), |_| totals(1), now).2
+        wired.over(slot(0), (flow(port), 5), |_| totals(1), now).2
     };
     assert!((0..4).all(|port| over(port).is_empty()));
-    assert_eq!((over(4), over(5)), (vec![flow(0)], vec![flow(1)]));
+    assert_eq!((over(4), over(5)), (vec![(flow(0), 5)], vec![(flow(1), 5)]));
     for port in [0, 1, 2, 3] {
         let _ = wired.end(slot(0), flow(port), |_| totals(1), now);
     }
     let mut over = |port| {
         let _ = wired.begin(slot(0), flow(port), 1, now);
-        wired.over(slot(0), flow(port), |_| totals(1), now).2
+        wired.over(slot(0), (flow(port), 5), |_| totals(1), now).2
     };
     assert!((6..8).all(|port| over(port).is_empty()));
-    assert_eq!(over(8), [flow(4)]);
+    assert_eq!(over(8), [(flow(4), 5)]);
     let over = &wired.wires[&slot(0)].over;
     assert_eq!((over.kept, over.order.len(), over.seen.len()), (4, 4, 5));
 }
@@ -102,7 +102,7 @@ fn a_wire_is_full_at_its_limit_until_an_eighth_is_free_and_others_are_not() {
     assert_eq!(begin(&mut wired, 1, 0..1), [Room::Unchanged]);
     let end = |wired: &mut Wired<_>, port| wired.end(slot(0), flow(port), |_| totals(1), now).1;
     assert_eq!([end(&mut wired, 0), end(&mut wired, 1)], [Room::Unchanged; 2]);
-    assert_eq!(wired.over(slot(0), flow(2), |_| totals(1), now).1, Room::Free);
+    assert_eq!(wired.over(slot(0), (flow(2), 5), |_| totals(1), now).1, Room::Free);
 }
 
 #[test]

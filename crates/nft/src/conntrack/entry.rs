@@ -65,6 +65,8 @@ pub struct Entry {
     pub original: Tuple,
     /// As replies have it when they come: behind address translation.
     pub reply: Tuple,
+    /// Tells it from others that have the same tuple, before and after.
+    pub id: u32,
     /// Its mark; 0 if nobody marked it.
     pub mark: u32,
     /// In the direction of the first packet; zero unless the namespace keeps accounts.
@@ -107,7 +109,7 @@ impl Tuple {
     }
 
     /// `NFPROTO_*` of its addresses.
-    pub(crate) fn family(&self) -> u8 {
+    pub(crate) fn nfproto(&self) -> u8 {
         if self.source.is_ipv4() { nfproto::IPV4 } else { nfproto::IPV6 }
     }
 
@@ -177,6 +179,11 @@ fn v6(address: IpAddr) -> Ipv6Addr {
 }
 
 impl Entry {
+    /// Whether it is a TCP connection of which nothing more is to come.
+    pub fn is_over(&self) -> bool {
+        self.tcp.is_some_and(TcpState::is_over)
+    }
+
     /// Reads what the kernel says of a connection. Only the two tuples are indispensable.
     pub(crate) fn read(message: &Message<'_>) -> Option<Self> {
         let attributes = message.attributes();
@@ -194,6 +201,7 @@ impl Entry {
         Some(Self {
             original: Tuple::read(attributes.find(ct::TUPLE_ORIG)?)?,
             reply: Tuple::read(attributes.find(ct::TUPLE_REPLY)?)?,
+            id: number(ct::ID).unwrap_or_default(),
             mark: number(ct::MARK).unwrap_or_default(),
             sent: attributes.find(ct::COUNTERS_ORIG).map(Counters::read).unwrap_or_default(),
             received: attributes.find(ct::COUNTERS_REPLY).map(Counters::read).unwrap_or_default(),
@@ -223,7 +231,7 @@ pub(crate) mod tests {
     pub(crate) fn message(entry: &Entry) -> Vec<u8> {
         let mut writer = Writer::default();
         let kind = subsystem::CTNETLINK << 8 | ct::MSG_DELETE;
-        let head = Head { kind, flags: 0, sequence: 0, family: entry.original.family(), resource: 0 };
+        let head = Head { kind, flags: 0, sequence: 0, family: entry.original.nfproto(), resource: 0 };
         writer.message(head, |writer| {
             writer.nest(ct::TUPLE_ORIG, |writer| entry.original.write(writer));
             writer.nest(ct::TUPLE_REPLY, |writer| entry.reply.write(writer));
@@ -237,6 +245,7 @@ pub(crate) mod tests {
                 });
             }
             writer.u32(ct::MARK, entry.mark);
+            writer.u32(ct::ID, entry.id);
             for (kind, counters) in [(ct::COUNTERS_ORIG, entry.sent), (ct::COUNTERS_REPLY, entry.received)] {
                 writer.nest(kind, |writer| {
                     writer.u64(ct::COUNTERS_PACKETS, counters.packets);
@@ -278,7 +287,7 @@ pub(crate) mod tests {
         fn any_entry()(
             original in any_tuple(),
             reply in any_tuple(),
-            mark in any::<u32>(),
+            (id, mark) in any::<(u32, u32)>(),
             counts in any::<[u64; 4]>(),
             age in proptest::option::of(0_u32..),
             remaining in any::<u32>(),
@@ -288,6 +297,7 @@ pub(crate) mod tests {
             Entry {
                 original,
                 reply,
+                id,
                 mark,
                 sent: Counters { packets: counts[0], bytes: counts[1] },
                 received: Counters { packets: counts[2], bytes: counts[3] },

@@ -44,7 +44,21 @@ impl Table {
     /// # Errors
     /// When the kernel refuses one for another reason than its absence. The others are ended all the same.
     pub fn end(&mut self, connections: &[Tuple]) -> Result<usize, Error> {
-        self.each(connections, ct::MSG_DELETE, NLM_F_ACK, "end a connection", |_| {})
+        let write = |tuple: &Tuple, writer: &mut Writer| name(tuple, writer);
+        self.each(connections, ct::MSG_DELETE, NLM_F_ACK, write, |_| {})
+    }
+
+    /// As [`end`](Self::end), but none that has begun with the same tuple since: each is given with its
+    /// [id](Entry::id).
+    ///
+    /// # Errors
+    /// As those of [`end`](Self::end).
+    pub fn end_exactly(&mut self, connections: &[(Tuple, u32)]) -> Result<usize, Error> {
+        let write = |(tuple, id): &(Tuple, u32), writer: &mut Writer| {
+            name(tuple, writer);
+            writer.u32(ct::ID, *id);
+        };
+        self.each(connections, ct::MSG_DELETE, NLM_F_ACK, write, |_| {})
     }
 
     /// Has the kernel look at these connections, given as their first packets had them, and gives those that there
@@ -54,7 +68,8 @@ impl Table {
     /// # Errors
     /// When the kernel refuses to look.
     pub fn look_at(&mut self, connections: &[Tuple], take: impl FnMut(Entry)) -> Result<(), Error> {
-        self.each(connections, ct::MSG_GET, 0, "look at a connection", take).map(drop)
+        let write = |tuple: &Tuple, writer: &mut Writer| name(tuple, writer);
+        self.each(connections, ct::MSG_GET, 0, write, take).map(drop)
     }
 
     /// Ends all connections whose mark has in `mask` the bits of `mark`. Takes some tenths of a millisecond, unless there are none at
@@ -114,12 +129,12 @@ impl Table {
     }
 
     /// Makes a request about each of these connections. Returns how many of them there were.
-    fn each(
+    fn each<T: Family>(
         &mut self,
-        connections: &[Tuple],
+        connections: &[T],
         operation: u16,
         flags: u16,
-        action: &'static str,
+        write: impl Fn(&T, &mut Writer),
         mut take: impl FnMut(Entry),
     ) -> Result<usize, Error> {
         let mut there = 0;
@@ -127,11 +142,9 @@ impl Table {
         for chunk in connections.chunks(AT_ONCE) {
             let mut request = Writer::with_capacity(128 * chunk.len());
             let first = self.sequence.wrapping_add(1);
-            for tuple in chunk {
-                let head = self.head(operation, flags, tuple.family());
-                request.message(head, |writer| {
-                    writer.nest(ct::TUPLE_ORIG, |writer| tuple.write(writer));
-                });
+            for connection in chunk {
+                let head = self.head(operation, flags, connection.family());
+                request.message(head, |writer| write(connection, writer));
             }
             self.send(request.bytes())?;
             for code in self.answers(first, chunk.len(), &mut take)? {
@@ -142,10 +155,8 @@ impl Table {
                 }
             }
         }
-        match refused {
-            Some(code) => Err(Error::Conntrack { action, source: kernel_error(code) }),
-            None => Ok(there),
-        }
+        let action = if operation == ct::MSG_GET { "look at a connection" } else { "end a connection" };
+        refused.map_or(Ok(there), |code| Err(Error::Conntrack { action, source: kernel_error(code) }))
     }
 
     fn head(&mut self, operation: u16, flags: u16, family: u8) -> Head {
@@ -203,7 +214,29 @@ impl Table {
     }
 }
 
-/// Names the connections with exactly this mark.
+/// What has addresses of one family.
+trait Family {
+    /// `NFPROTO_*`.
+    fn family(&self) -> u8;
+}
+
+impl Family for Tuple {
+    fn family(&self) -> u8 {
+        self.nfproto()
+    }
+}
+
+impl Family for (Tuple, u32) {
+    fn family(&self) -> u8 {
+        self.0.nfproto()
+    }
+}
+
+fn name(tuple: &Tuple, writer: &mut Writer) {
+    writer.nest(ct::TUPLE_ORIG, |writer| tuple.write(writer));
+}
+
+/// Names the connections with this mark.
 fn write_mark(writer: &mut Writer, mark: u32, mask: u32) {
     writer.u32(ct::MARK, mark);
     writer.u32(ct::MARK_MASK, mask);
