@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 mod authority;
+mod client;
 mod error;
 mod server;
 
 pub use authority::{Authority, AuthorityError, LeafAcceptor};
+pub use client::{ClientStream, Connector};
 pub use error::TlsError;
 pub use server::{Acceptor, ServerStream};
