@@ -31,17 +31,27 @@ const METADATA: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
 ];
 const PORT: u16 = 80;
+/// How many refusals are expected at most: those of the changes of a policy within the time that the log takes.
+const MAX_EXPECTED: usize = 256;
 
 /// Refusals that are to be logged and are no events, because the daemon asked for them: one each.
 #[derive(Debug, Default)]
 pub(crate) struct Expected(Mutex<Vec<SocketAddr>>);
 
 impl Expected {
+    fn add(&self, targets: &[SocketAddr]) {
+        let mut expected = self.0.lock();
+        expected.extend(targets);
+        // What has not come by now was lost on its way.
+        let lost = expected.len().saturating_sub(MAX_EXPECTED);
+        expected.drain(..lost);
+    }
+
     /// Whether the refusal of a packet to there is one of them, which it is once.
     pub(crate) fn take(&self, target: SocketAddr) -> bool {
         let mut expected = self.0.lock();
         let found = expected.iter().position(|expected| *expected == target);
-        found.map(|index| expected.swap_remove(index)).is_some()
+        found.map(|index| expected.remove(index)).is_some()
     }
 }
 
@@ -53,8 +63,7 @@ pub(crate) fn prove(sandbox: &Sandbox, in_force: &InForce) -> Result<(), GateErr
     let refused =
         METADATA.into_iter().chain(NOBODY.into_iter().filter(|&address| is_refused(in_force, address)));
     let refused: Vec<_> = refused.map(|address| SocketAddr::new(address, PORT)).collect();
-    // What was expected before and has not come was lost on its way.
-    sandbox.expected.0.lock().clone_from(&refused);
+    sandbox.expected.add(&refused);
     let attempt = || {
         refused.iter().try_for_each(|&target| expect_refusal(target))?;
         resolver_sockets().into_iter().try_for_each(expect_connection)
