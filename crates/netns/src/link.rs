@@ -13,6 +13,8 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
 };
 
+use rustix::io::Errno;
+
 use crate::{Connection, Error};
 
 /// The index of a link in its namespace.
@@ -61,15 +63,16 @@ impl Connection {
     /// # Errors
     /// [`Error::FindLink`] with what the kernel says, other than that there is none.
     pub fn link_index(&mut self, name: &str) -> Result<Option<LinkIndex>, Error> {
-        let refused = |source| Error::FindLink { name: name.to_owned(), source };
-        let found = self
-            .channel
-            .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |answer| match answer {
-                RouteNetlinkMessage::NewLink(link) => named(&link, name).then_some(link.header.index),
-                _ => None,
-            })?
-            .map_err(refused)?;
-        Ok(found.first().copied().and_then(LinkIndex::new))
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let found = self.channel.query(RouteNetlinkMessage::GetLink(message), |answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => LinkIndex::new(link.header.index),
+            _ => None,
+        })?;
+        found.or_else(|source| match source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NODEV) => Ok(None),
+            _ => Err(Error::FindLink { name: name.to_owned(), source }),
+        })
     }
 
     /// Brings a link up.
@@ -155,8 +158,4 @@ fn quiet_end(name: &str, hardware_address: [u8; 6]) -> LinkMessage {
 
 fn is_running(link: &LinkMessage) -> bool {
     link.attributes.contains(&LinkAttribute::OperState(State::Up))
-}
-
-fn named(link: &LinkMessage, name: &str) -> bool {
-    link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfName(own) if own == name))
 }
