@@ -19,7 +19,8 @@ fn a_detached_sandbox_leaves_nothing_and_reaches_nothing() {
         keeper.lookup("api.github.com").await;
         let before = descriptors();
         let sandbox = lab.allowing(&["api.github.com"]).await;
-        assert!(descriptors() - before < 12, "{} descriptors", descriptors() - before);
+        // The resolver takes a moment to close what the proof of the rules connected to it.
+        back_to(before + 11).await;
         sandbox.lookup("api.github.com").await;
         let inside = sandbox.namespace();
         sandbox.0.detach().await;
