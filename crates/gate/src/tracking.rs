@@ -238,12 +238,14 @@ impl Tracking {
                     }
                     for entry in ended.connections {
                         let outside = entry.reply.inverted(&entry.original);
-                        if entry.is_over() {
-                            over.push(outside);
-                        } else if !entry.remaining.is_zero() {
-                            cut.push(outside);
+                        let was_told = self.record_end(&entry);
+                        match (entry.is_over(), entry.remaining.is_zero()) {
+                            (true, is_old) if is_old || was_told => over.push(outside),
+                            // The next with its ports has made the kernel forget it, there as well as here.
+                            (true, _) => {}
+                            (false, false) => cut.push(outside),
+                            (false, true) => {}
                         }
-                        self.record_end(&entry);
                     }
                 }
                 Ok(None) => break true,
@@ -277,14 +279,17 @@ impl Tracking {
         machine.end_exactly(&ids).map(drop)
     }
 
-    fn record_end(&self, entry: &Entry) {
-        let Some(slot) = Slot::marked(entry.mark) else { return };
+    /// Returns whether the kernel was told to forget it, because it was over.
+    fn record_end(&self, entry: &Entry) -> bool {
+        let Some(slot) = Slot::marked(entry.mark) else { return false };
         let mut state = self.state.lock();
         let now = Instant::now();
+        let was_told = state.wired.is_told(slot, &entry.original);
         let (ended, room) = state.wired.end(slot, entry.original, |since| totals(entry, since), now);
         state.make(slot, room);
         drop(state);
         finish(ended);
+        was_told
     }
 
     /// After a loss: finds out what there is, and what is missing.

@@ -39,8 +39,8 @@ const MIN_SHARE: usize = 1024;
 /// How many connections that are over may stay in the kernel's table, a wire, of its share: they keep addresses and
 /// ports from being used again at once (RFC 9293 section 3.6.1).
 const OVER_SHARE: usize = 4;
-/// How many flows that ended before their beginning was known are remembered, a wire: the log is a little slower than
-/// connection tracking.
+/// How many flows that ended before their beginning was known are remembered, a wire, and how many of which the end is
+/// known later than the beginning of the next with their ports: the log and connection tracking tell of them apart.
 const MAX_EARLY: usize = 1024;
 /// And for how long: many times what the log is slower by, and too short for the same ports to be used again.
 const EARLY: Duration = Duration::from_secs(1);
@@ -71,6 +71,9 @@ pub(crate) struct Wired<S> {
 struct Wire<S> {
     sandbox: S,
     open: HashMap<Tuple, Open>,
+    /// Those whose ports the next of `open` has already, in the order of their beginnings: that they have ended is
+    /// still to be told.
+    displaced: VecDeque<(Tuple, Open)>,
     over: Over,
     early: VecDeque<(Instant, Tuple, FlowTotals)>,
     is_full: bool,
@@ -167,6 +170,7 @@ impl<S: Clone> Wired<S> {
         let wire = Wire {
             sandbox,
             open: HashMap::new(),
+            displaced: VecDeque::new(),
             over: Over::default(),
             early: VecDeque::new(),
             is_full: false,
@@ -179,7 +183,7 @@ impl<S: Clone> Wired<S> {
     /// A wire that is not to come again.
     pub(crate) fn remove(&mut self, slot: Slot) -> Option<Removed<S>> {
         let wire = self.wires.remove(&slot)?;
-        let waiting = count_events(wire.open.values());
+        let waiting = count_events(wire.open.values().chain(wire.displaced.iter().map(|(_, open)| open)));
         Some(Removed { sandbox: wire.sandbox, waiting, was_full: wire.is_full })
     }
 
@@ -235,10 +239,12 @@ impl<S: Clone> Wired<S> {
             return (Begun::Over(totals), Room::Unchanged);
         }
         // The kernel refuses new ones only when it has been told to: some come in between.
-        if wire.open.len() >= share.saturating_mul(2) {
+        if wire.open.len() >= share.saturating_mul(2) || wire.displaced.len() >= MAX_EARLY {
             return (Begun::Forgotten, Room::Unchanged);
         }
-        wire.open.insert(tuple, Open { event, since: now });
+        if let Some(last) = wire.open.insert(tuple, Open { event, since: now }) {
+            wire.displaced.push_back((tuple, last));
+        }
         let room = wire.room(share);
         let [first, ..] = &mut self.looks;
         first.push_back(Look { last: now, begun: now, slot, tuple });
@@ -274,9 +280,14 @@ impl<S: Clone> Wired<S> {
     ) -> (Option<Ended<S>>, Room) {
         let share = self.share();
         let Some(wire) = self.wires.get_mut(&slot) else { return (None, Room::Unchanged) };
-        // Before those that are open: a new one with the same ports makes the kernel forget the one that is over.
+        // The oldest first: a new one with the same ports makes the kernel forget the one that is over.
         if wire.over.remove(&tuple) {
             return (None, Room::Unchanged);
+        }
+        if let Some(at) = wire.displaced.iter().position(|(displaced, _)| *displaced == tuple)
+            && let Some((_, open)) = wire.displaced.remove(at)
+        {
+            return (wire.ended(open, totals), Room::Unchanged);
         }
         if let Some(open) = wire.open.remove(&tuple) {
             return (wire.ended(open, totals), wire.room(share));
@@ -286,6 +297,11 @@ impl<S: Clone> Wired<S> {
         }
         wire.early.push_back((now, tuple, totals(now)));
         (None, Room::Unchanged)
+    }
+
+    /// Whether the kernel has been told to forget this flow, which was over.
+    pub(crate) fn is_told(&self, slot: Slot, tuple: &Tuple) -> bool {
+        self.wires.get(&slot).is_some_and(|wire| wire.over.seen.get(tuple) == Some(&None))
     }
 
     /// A flow was refused for being one too many.
@@ -326,7 +342,11 @@ impl<S: Clone> Wired<S> {
             wire.over.retain(|tuple, since| is_later(since) || there.contains(&(*slot, *tuple)));
             let gone =
                 |tuple: &Tuple, open: &mut Open| open.since < asked && !there.contains(&(*slot, *tuple));
-            let gone: Vec<_> = wire.open.extract_if(gone).map(|(_, open)| open).collect();
+            let mut gone: Vec<_> = wire.open.extract_if(gone).map(|(_, open)| open).collect();
+            let (old, new) =
+                wire.displaced.drain(..).partition::<VecDeque<_>, _>(|(_, open)| open.since < asked);
+            wire.displaced = new;
+            gone.extend(old.into_iter().map(|(_, open)| open));
             lost.push((wire.sandbox.clone(), count_events(gone.iter())));
             rooms.push((*slot, wire.room(share)));
         }

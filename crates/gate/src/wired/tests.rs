@@ -68,6 +68,32 @@ fn a_flow_that_is_over_has_its_totals_then_and_not_those_of_the_next_with_its_po
 }
 
 #[test]
+fn a_flow_whose_ports_the_next_has_before_its_end_is_told_has_its_own_totals() {
+    let now = Instant::now();
+    let mut wired = wired(10);
+    for event in 11..=13 {
+        assert_eq!(wired.begin(slot(0), flow(1), event, now).0, Begun::Remembered);
+    }
+    let mut end = |bytes| wired.end(slot(0), flow(1), |_| totals(bytes), now).0;
+    assert_eq!(
+        [end(1), end(2), end(3), end(4)],
+        [ended("one", 11, 1), ended("one", 12, 2), ended("one", 13, 3), None]
+    );
+}
+
+#[test]
+fn a_flow_that_makes_room_for_the_next_was_not_told_to_and_one_that_is_over_was() {
+    let now = Instant::now();
+    let mut wired = wired(4);
+    let _ = wired.begin(slot(0), flow(1), 11, now);
+    assert_eq!(wired.over(slot(0), (flow(1), 5), |_| totals(7), now).2, []);
+    assert!(!wired.is_told(slot(0), &flow(1)));
+    let _ = wired.begin(slot(0), flow(2), 12, now);
+    assert_eq!(wired.over(slot(0), (flow(2), 5), |_| totals(7), now).2, [(flow(1), 5)]);
+    assert!(wired.is_told(slot(0), &flow(1)) && !wired.is_told(slot(0), &flow(2)));
+}
+
+#[test]
 fn of_the_flows_that_are_over_the_kernel_keeps_some() {
     let now = Instant::now();
     let mut wired = wired(16);
@@ -128,6 +154,10 @@ fn what_is_remembered_is_bounded() {
         let _ = wired.end(slot(1), flow(port), |_| totals(1), now);
     }
     assert_eq!(wired.wires[&slot(1)].early.len(), MAX_EARLY);
+    for _ in 0..2000 {
+        let _ = wired.begin(slot(1), flow(5000), 1, now);
+    }
+    assert_eq!(wired.wires[&slot(1)].displaced.len(), MAX_EARLY);
 }
 
 #[test]

@@ -65,7 +65,8 @@ pub struct Entry {
     pub original: Tuple,
     /// As replies have it when they come: behind address translation.
     pub reply: Tuple,
-    /// Tells it from others that have the same tuple, before and after.
+    /// Tells it from most others that have the same tuple, before and after. Not from all: the kernel makes it of the
+    /// tuple and of where it keeps the connection, which may be the same place when one makes room for the next.
     pub id: u32,
     /// Its mark; 0 if nobody marked it.
     pub mark: u32,

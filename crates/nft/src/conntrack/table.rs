@@ -48,8 +48,7 @@ impl Table {
         self.each(connections, ct::MSG_DELETE, NLM_F_ACK, write, |_| {})
     }
 
-    /// As [`end`](Self::end), but none that has begun with the same tuple since: each is given with its
-    /// [id](Entry::id).
+    /// As [`end`](Self::end), but, as far as its [id](Entry::id) tells, none that has begun with the same tuple since.
     ///
     /// # Errors
     /// As those of [`end`](Self::end).
