@@ -3,7 +3,8 @@
 //! ```text
 //!  sandbox (made by the gate) ── node ─────────┐
 //!  client ── veth ── HAProxy, unbound ── veth ─┤ world: the answering server, a DNS authority
-//!  client ── veth ── router ── veth ───────────┘
+//!  client ── veth ── router ── veth ───────────┤
+//!  client ── veth ── masquerading router ── veth┘
 //! ```
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use netns::{Connection, Family, LinkIndex, NetNs, Route, RouteKind, Veth, sysctl};
-use nft::{Batch, Chain, ChainType, Hook, Policy, Table, priority, rule};
+use nft::{Batch, Chain, ChainType, CtState, Hook, Policy, Table, priority, rule};
 
 /// Where the server of the world answers; a public address, because a policy refuses the special ones.
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
@@ -36,6 +37,8 @@ pub(crate) struct Network {
     pub(crate) proxied: Routed,
     /// A client behind a plain router.
     pub(crate) routed: Routed,
+    /// A client behind a router that tracks and masquerades, as container engines do.
+    pub(crate) masqueraded: Routed,
 }
 
 /// A client and what stands between it and the world.
@@ -52,17 +55,20 @@ impl Network {
             world: namespace()?,
             proxied: Routed { client: namespace()?, router: namespace()? },
             routed: Routed { client: namespace()?, router: namespace()? },
+            masqueraded: Routed { client: namespace()?, router: namespace()? },
         };
         this.world.run(world_addresses)??;
         join(&this.world, &this.node, 0)?;
         join(&this.world, &this.proxied.router, 4)?;
         join(&this.world, &this.routed.router, 8)?;
-        for routed in [&this.proxied, &this.routed] {
+        join(&this.world, &this.masqueraded.router, 12)?;
+        for routed in [&this.proxied, &this.routed, &this.masqueraded] {
             join(&routed.router, &routed.client, 128)?;
             routed.router.run(|| sysctl::set("ipv4/ip_forward", "1"))??;
         }
         this.world.run(|| route_back(8, 128))??;
         this.proxied.router.run(divert)??;
+        this.masqueraded.router.run(masquerade)??;
         Ok(this)
     }
 }
@@ -164,5 +170,22 @@ fn divert() -> Result<()> {
                 .set_mark(MARK)
                 .accept(),
         );
+    Ok(nft::Connection::open()?.commit(batch)?)
+}
+
+/// Gives what the client sends the router's own address, and lets in what belongs to it.
+fn masquerade() -> Result<()> {
+    let table = Table::inet("bench");
+    let filter = Chain::base("forward", ChainType::Filter, Hook::Forward, priority::FILTER, Policy::Drop);
+    let nat = Chain::base("translate", ChainType::Nat, Hook::Postrouting, priority::SRCNAT, Policy::Accept);
+    let replies = CtState::ESTABLISHED | CtState::RELATED;
+    let mut batch = Batch::new();
+    batch
+        .replace_table(&table)
+        .add_chain(&table, &filter)
+        .add_chain(&table, &nat)
+        .add_rule(&table, "forward", rule().ct_state(replies).accept())
+        .add_rule(&table, "forward", rule().iifname("n128").accept())
+        .add_rule(&table, "translate", rule().oifname("f12").masquerade());
     Ok(nft::Connection::open()?.commit(batch)?)
 }

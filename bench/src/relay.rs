@@ -35,16 +35,29 @@ pub(crate) fn measure(settings: &Settings) -> Result<Vec<Figure>> {
         let sandbox = gate.attach(NAME)?;
         let ours = Side { namespace: &sandbox, resolver: Some(SocketAddr::from((GATE_V4, 53))) };
         let peer = Side { namespace: &network.proxied.client, resolver: None };
+        let path = Path { group: "relay", what: "relay with SNI peek", peer: "HAProxy" };
         for contest in RELAYED {
-            figures.extend(contest.hold(settings, "relay", "HAProxy", &ours, &peer)?);
+            figures.extend(contest.hold(settings, &path, &ours, &peer)?);
         }
     }
     if settings.wants("address") {
         let sandbox = gate.attach(&SERVER.to_string())?;
-        let ours = Side { namespace: &sandbox, resolver: None };
-        let peer = Side { namespace: &network.routed.client, resolver: None };
+        let side = |namespace| Side { namespace, resolver: None };
+        let (ours, plain) = (side(&sandbox), side(&network.routed.client));
+        let masqueraded = side(&network.masqueraded.client);
+        let path = Path { group: "address", what: "address entry", peer: "routed veth" };
         for contest in ADDRESSED {
-            figures.extend(contest.hold(settings, "address", "routed veth", &ours, &peer)?);
+            figures.extend(contest.hold(settings, &path, &ours, &plain)?);
+        }
+        // What is possible with private addresses, which somebody has to track and translate.
+        let ours_again = Path { group: "address.tracked", peer: "masqueraded veth", ..path };
+        let what = "masqueraded veth";
+        let theirs = Path { group: "address.masqueraded", what, peer: "routed veth" };
+        for (path, one, other) in [(ours_again, &ours, &masqueraded), (theirs, &masqueraded, &plain)] {
+            for contest in ADDRESSED {
+                let contest = Contest { target: Target::None, ..*contest };
+                figures.extend(contest.hold(settings, &path, one, other)?);
+            }
         }
     }
     if settings.wants("resolver") {
@@ -71,43 +84,43 @@ enum Kind {
 const RELAYED: &[Contest] = &[
     Contest {
         name: "streams8.up",
-        what: "relay with SNI peek, 8 streams up",
+        what: "8 streams up",
         kind: Kind::Streams(8, Direction::Up),
         target: Target::AtLeastTimesPeer(1.15),
     },
     Contest {
         name: "streams8.down",
-        what: "relay with SNI peek, 8 streams down",
+        what: "8 streams down",
         kind: Kind::Streams(8, Direction::Down),
         target: Target::AtLeastTimesPeer(1.15),
     },
     Contest {
         name: "streams1.up",
-        what: "relay with SNI peek, 1 stream up",
+        what: "1 stream up",
         kind: Kind::Streams(1, Direction::Up),
         target: Target::AtLeastTimesPeer(1.05),
     },
     Contest {
         name: "streams1.down",
-        what: "relay with SNI peek, 1 stream down",
+        what: "1 stream down",
         kind: Kind::Streams(1, Direction::Down),
         target: Target::AtLeastTimesPeer(1.05),
     },
     Contest {
         name: "connections16",
-        what: "new connections through the proxy, 16 clients",
+        what: "new connections, 16 clients",
         kind: Kind::Connections(16),
         target: Target::AtLeastTimesPeer(0.95),
     },
     Contest {
         name: "connections64",
-        what: "new connections through the proxy, 64 clients",
+        what: "new connections, 64 clients",
         kind: Kind::Connections(64),
         target: Target::AtLeastTimesPeer(0.95),
     },
     Contest {
         name: "first-byte",
-        what: "first byte through the proxy, p50",
+        what: "first byte, p50",
         kind: Kind::FirstByte,
         target: Target::AtMostTimesPeer(1.1),
     },
@@ -116,24 +129,31 @@ const RELAYED: &[Contest] = &[
 const ADDRESSED: &[Contest] = &[
     Contest {
         name: "streams8.up",
-        what: "address entry, 8 streams up",
+        what: "8 streams up",
         kind: Kind::Streams(8, Direction::Up),
         target: Target::AtLeastTimesPeer(0.95),
     },
     Contest {
         name: "streams8.down",
-        what: "address entry, 8 streams down",
+        what: "8 streams down",
         kind: Kind::Streams(8, Direction::Down),
         target: Target::AtLeastTimesPeer(0.95),
     },
     Contest {
         name: "connections16",
-        what: "address entry, new connections, 16 clients",
+        what: "new connections, 16 clients",
         kind: Kind::Connections(16),
         // Each is tracked and translated twice, and is an event; a plain router does none of that.
         target: Target::None,
     },
 ];
+
+/// What is measured, and beside what.
+struct Path {
+    group: &'static str,
+    what: &'static str,
+    peer: &'static str,
+}
 
 /// Where a load comes from.
 struct Side<'a> {
@@ -158,12 +178,11 @@ impl Contest {
     fn hold(
         &self,
         settings: &Settings,
-        group: &str,
-        peer_name: &'static str,
+        path: &Path,
         ours: &Side<'_>,
         peer: &Side<'_>,
     ) -> Result<Option<Figure>> {
-        let name = format!("{group}.{}", self.name);
+        let name = format!("{}.{}", path.group, self.name);
         if !settings.wants(&name) {
             return Ok(None);
         }
@@ -175,7 +194,7 @@ impl Contest {
                 let (side, values) = if is_ours { (ours, &mut our_values) } else { (peer, &mut peer_values) };
                 let outcome = side.run(self.kind, settings.milliseconds()).with_context(|| name.clone())?;
                 if outcome.failed > 0 {
-                    let who = if is_ours { "ours" } else { peer_name };
+                    let who = if is_ours { "ours" } else { path.peer };
                     anstream::eprintln!("{name}: {who}: {} attempts failed", outcome.failed);
                 }
                 values.push(outcome.value);
@@ -183,14 +202,14 @@ impl Contest {
         }
         Ok(Some(Figure {
             name,
-            what: self.what.to_owned(),
+            what: format!("{}, {}", path.what, self.what),
             unit: match self.kind {
                 Kind::Streams(..) => Unit::GigabitsPerSecond,
                 Kind::Connections(_) => Unit::PerSecond,
                 Kind::FirstByte => Unit::Microseconds,
             },
             ours: our_values,
-            peer: Some(Peer { name: peer_name, values: peer_values }),
+            peer: Some(Peer { name: path.peer, values: peer_values }),
             target: self.target,
         }))
     }
