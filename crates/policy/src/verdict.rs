@@ -138,7 +138,7 @@ pub enum Reason {
     /// The sandbox opens connections through the proxy too fast.
     FlowRate,
     /// The sandbox has as many connections as it may have that have not shown yet what they are.
-    PeekLimit,
+    HalfOpen,
     /// The sandbox sends DNS queries too fast.
     DnsRate,
     /// The sandbox has as many DNS lookups under way as it may have.
@@ -180,7 +180,7 @@ impl Reason {
             Self::Quic => "quic",
             Self::FlowLimit => "flow_limit",
             Self::FlowRate => "flow_rate",
-            Self::PeekLimit => "peek_limit",
+            Self::HalfOpen => "half_open",
             Self::DnsRate => "dns_rate",
             Self::DnsLookups => "dns_lookups",
             Self::DnsLabels => "dns_labels",
@@ -229,7 +229,7 @@ mod tests {
             Reason::Quic,
             Reason::FlowLimit,
             Reason::FlowRate,
-            Reason::PeekLimit,
+            Reason::HalfOpen,
             Reason::DnsRate,
             Reason::DnsLookups,
             Reason::DnsLabels,
