@@ -9,7 +9,7 @@ use std::{
 };
 
 use policy::{HostName, InForce, NameSource, Reason};
-use tokio::{io::AsyncWriteExt, time::Instant};
+use tokio::{io::AsyncWriteExt, net::tcp::ReadHalf, time::Instant};
 
 use crate::{
     Egress, Hold, Limits,
@@ -51,6 +51,10 @@ impl<E: Egress> Connection<E> {
         if decision::by_entry(&in_force, self.destination).is_some() {
             return self.carry(client, Claim::Nothing, &[]).await;
         }
+        if !self.entry().open_half(self.limits.max_half_open) {
+            let refusal = self.refusal(Reason::HalfOpen, None, NameSource::None);
+            return self.refuse(client, Language::Reset, &refusal).await;
+        }
         let server_may_be_first = self.server_may_be_first(&in_force);
         let deadline = Instant::now() + self.limits.peek_timeout;
         let patience = if server_may_be_first { Instant::now() + self.limits.server_first } else { deadline };
@@ -68,6 +72,10 @@ impl<E: Egress> Connection<E> {
     }
 
     async fn run_opened(self, client: Socket, opening: Opening, bytes: Vec<u8>) {
+        // Of HTTP, its first bytes are the whole head of a request.
+        if opening != Opening::Http {
+            self.entry().opened();
+        }
         match opening {
             // The client went away, or sent less than can be judged: there is nobody to tell.
             Opening::Closed => {}
@@ -149,14 +157,14 @@ impl<E: Egress> Connection<E> {
             }
         };
         let entry = self.entry();
+        entry.opened();
         let _ongoing = Ongoing::start(&self.egress, entry, permit.event());
         let Dialled { socket: mut server, hold: _hold, .. } = self.dial(&permit).await?;
         let (mut client_read, mut client_write) = client.split();
         let (mut server_read, mut server_write) = server.split();
         let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
         let opening = {
-            let opening =
-                opening::read_late(&mut client_read, bytes, self.limits.peek_bytes, self.limits.peek_timeout);
+            let opening = self.read_late(&mut client_read, bytes);
             let mut opening = pin!(opening);
             poll_fn(|cx| {
                 if let Poll::Ready(Err(_)) = down.poll_run(cx) {
@@ -169,6 +177,7 @@ impl<E: Egress> Connection<E> {
         match opening {
             // Its end without a byte is passed on by the relay, which reads it again.
             Opening::Unknown | Opening::Silent | Opening::Closed => {
+                entry.opened();
                 if server_write.write_all(bytes).await.is_err() {
                     return None;
                 }
@@ -185,12 +194,29 @@ impl<E: Egress> Connection<E> {
                 server.finish();
                 Some((client, late))
             }
-            _ => {
-                let refusal = self.refusal(Reason::UnknownProtocol, permit.name.clone(), permit.source);
+            late => {
+                let reason = match late {
+                    Opening::Refused(Reason::HalfOpen, _) => Reason::HalfOpen,
+                    _ => Reason::UnknownProtocol,
+                };
+                let refusal = self.refusal(reason, permit.name.clone(), permit.source);
                 self.refuse(client, Language::Reset, &refusal).await;
                 None
             }
         }
+    }
+
+    /// The first bytes of a client that may stay silent as long as it likes. What it begins counts as half open, and has
+    /// to be complete in time.
+    async fn read_late(&self, client: &mut ReadHalf<'_>, bytes: &mut Vec<u8>) -> Opening {
+        if !matches!(opening::read_some(client, bytes).await, Ok(1..)) {
+            return Opening::Closed;
+        }
+        if !self.entry().open_half(self.limits.max_half_open) {
+            return Opening::Refused(Reason::HalfOpen, Language::Reset);
+        }
+        let deadline = Instant::now() + self.limits.peek_timeout;
+        opening::finish(client, bytes, self.limits.peek_bytes, deadline).await
     }
 
     /// Judges a claim by the policy in force, and registers what it was permitted as: from then on every new policy

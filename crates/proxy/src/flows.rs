@@ -1,29 +1,40 @@
-//! The live flows of one sandbox: what a new policy has to judge again, and cut.
+//! The live flows of one sandbox: what a new policy has to judge again, and cut, and what its limits are about.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
 use parking_lot::Mutex;
-use policy::{EventKind, Flow, FlowEvent, FlowTotals, HostName, InForce, NameSource, Protocol, Verdict};
+use policy::{
+    Bucket, EventKind, Flow, FlowEvent, FlowTotals, HostName, InForce, NameSource, Protocol, Reason, Verdict,
+};
 use tokio::task::AbortHandle;
 
 use crate::{
-    Egress, EventId,
+    Egress, EventId, Limits,
     decision::{ech_verdict, refused_ech},
 };
 
 /// The live flows of one sandbox.
 #[derive(Default)]
 pub struct Flows {
-    table: Mutex<HashMap<u64, Arc<Entry>>>,
+    table: Mutex<Table>,
     next: AtomicU64,
+    /// How many of them have not shown yet what they are.
+    half_open: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: HashMap<u64, Arc<Entry>>,
+    /// How many more may begin now.
+    beginnings: Bucket,
 }
 
 impl Flows {
@@ -37,7 +48,7 @@ impl Flows {
     ///
     /// The policy must be in force before this is called: a flow that is being judged meanwhile reads it again.
     pub fn rejudge(&self, now: &InForce) {
-        let entries: Vec<_> = self.table.lock().values().cloned().collect();
+        let entries: Vec<_> = self.table.lock().entries.values().cloned().collect();
         for entry in entries {
             entry.rejudge(now);
         }
@@ -45,7 +56,7 @@ impl Flows {
 
     /// How many flows there are, those included that are not judged yet.
     pub fn len(&self) -> usize {
-        self.table.lock().len()
+        self.table.lock().entries.len()
     }
 
     /// Whether there is no flow.
@@ -58,34 +69,45 @@ impl Flows {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Registers an accepted connection; `None` when there are `limit` already.
+    /// How many flows have not shown yet what they are: their first bytes are waited for.
+    pub fn half_open(&self) -> usize {
+        self.half_open.load(Ordering::Relaxed)
+    }
+
+    /// Registers a connection that was accepted at `now`, unless a limit refuses it: the reason is the error.
     pub(crate) fn admit(
         self: &Arc<Self>,
         server: u64,
-        limit: usize,
+        limits: &Limits,
         recorder: Arc<dyn Recorder>,
-    ) -> Option<Registration> {
+        now: Instant,
+    ) -> Result<Registration, Reason> {
         let id = self.unique();
         let entry = Arc::new(Entry {
+            flows: Arc::clone(self),
             server,
             recorder,
             abort: OnceLock::new(),
             ending: AtomicBool::new(false),
+            is_half_open: AtomicBool::new(false),
             subject: Mutex::new(None),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
         });
         let mut table = self.table.lock();
-        if table.len() >= limit {
-            return None;
+        if table.entries.len() >= limits.max_flows {
+            return Err(Reason::FlowLimit);
         }
-        table.insert(id, entry.clone());
-        Some(Registration { flows: self.clone(), id, entry })
+        if !table.beginnings.take(&limits.new_flows, 1, now) {
+            return Err(Reason::FlowRate);
+        }
+        table.entries.insert(id, Arc::clone(&entry));
+        Ok(Registration { id, entry })
     }
 
     /// Cuts every flow that was admitted for this server.
     pub(crate) fn abort_all(&self, server: u64) {
-        for entry in self.table.lock().values().filter(|entry| entry.server == server) {
+        for entry in self.table.lock().entries.values().filter(|entry| entry.server == server) {
             entry.abort();
         }
     }
@@ -104,12 +126,15 @@ impl<E: Egress> Recorder for E {
 
 /// One registered flow.
 pub(crate) struct Entry {
+    flows: Arc<Flows>,
     server: u64,
     recorder: Arc<dyn Recorder>,
     /// Ends the flow's task; its sockets are reset as it is dropped.
     abort: OnceLock<AbortHandle>,
     /// Set when the flow has to end; the handle may come later than that.
     ending: AtomicBool,
+    /// Whether it counts among those that have not shown yet what they are.
+    is_half_open: AtomicBool,
     subject: Mutex<Option<Subject>>,
     /// Bytes from the sandbox to the destination. Only the flow's own task writes it.
     pub(crate) up: AtomicU64,
@@ -134,6 +159,23 @@ impl Entry {
         let _ = self.abort.set(handle);
         if self.ending.load(Ordering::SeqCst) {
             self.abort();
+        }
+    }
+
+    /// From now on the flow counts among those that have not shown yet what they are; `false` when there are `most`
+    /// already. Only the flow's own task calls this and [`Self::opened`].
+    pub(crate) fn open_half(&self, most: usize) -> bool {
+        let one_more = |count: usize| (count < most).then(|| count.saturating_add(1));
+        let half_open = &self.flows.half_open;
+        let is_counted = half_open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
+        self.is_half_open.store(is_counted, Ordering::Relaxed);
+        is_counted
+    }
+
+    /// The flow has shown what it is.
+    pub(crate) fn opened(&self) {
+        if self.is_half_open.swap(false, Ordering::Relaxed) {
+            self.flows.half_open.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -188,7 +230,6 @@ impl Subject {
 
 /// A flow's place in the registry; it leaves when this is dropped.
 pub(crate) struct Registration {
-    flows: Arc<Flows>,
     id: u64,
     entry: Arc<Entry>,
 }
@@ -201,7 +242,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.flows.table.lock().remove(&self.id);
+        self.entry.opened();
+        self.entry.flows.table.lock().entries.remove(&self.id);
     }
 }
 
@@ -239,5 +281,58 @@ impl<E: Egress> Drop for Ongoing<E> {
                 duration: self.started.elapsed(),
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use policy::Rate;
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Recorder for Nobody {
+        fn record_event(&self, _: FlowEvent) {}
+    }
+
+    fn admit(flows: &Arc<Flows>, limits: &Limits, now: Instant) -> Result<Registration, Reason> {
+        flows.admit(0, limits, Arc::new(Nobody), now)
+    }
+
+    #[test]
+    fn as_many_flows_are_admitted_as_may_be_at_a_time_and_again_when_one_has_ended() {
+        let (flows, now) = (Arc::new(Flows::new()), Instant::now());
+        let limits = Limits { max_flows: 2, ..Limits::default() };
+        let first = admit(&flows, &limits, now).ok().unwrap();
+        let _second = admit(&flows, &limits, now).ok().unwrap();
+        assert_eq!(admit(&flows, &limits, now).err(), Some(Reason::FlowLimit));
+        drop(first);
+        assert!(admit(&flows, &limits, now).is_ok());
+    }
+
+    #[test]
+    fn as_many_flows_are_admitted_as_may_begin_and_more_as_time_passes() {
+        let (flows, start) = (Arc::new(Flows::new()), Instant::now());
+        let limits = Limits { new_flows: Rate::per_second(10, 3), ..Limits::default() };
+        let at = |millis| admit(&flows, &limits, start + Duration::from_millis(millis)).err();
+        assert_eq!([at(0), at(0), at(0), at(99)], [None, None, None, Some(Reason::FlowRate)]);
+        assert_eq!([at(100), at(100)], [None, Some(Reason::FlowRate)]);
+        assert!(flows.is_empty());
+    }
+
+    #[test]
+    fn a_flow_is_half_open_until_it_has_shown_what_it_is_or_ends() {
+        let (flows, now) = (Arc::new(Flows::new()), Instant::now());
+        let [first, second, third] = [(); 3].map(|()| admit(&flows, &Limits::default(), now).ok().unwrap());
+        assert!(first.entry().open_half(2) && second.entry().open_half(2) && !third.entry().open_half(2));
+        first.entry().opened();
+        first.entry().opened();
+        assert_eq!(flows.half_open(), 1);
+        assert!(third.entry().open_half(2));
+        drop((second, third, first));
+        assert_eq!(flows.half_open(), 0);
     }
 }

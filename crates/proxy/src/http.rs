@@ -49,7 +49,9 @@ const UPGRADE: Duration = Duration::from_secs(60);
 
 /// Handles a connection that begins with an HTTP/1 request; `bytes` is what was read of it.
 pub(crate) async fn run<E: Egress>(connection: &Connection<E>, mut client: Socket, mut bytes: Vec<u8>) {
-    let request = match next_request(&mut *client, &mut bytes, connection).await {
+    let first = next_request(&mut *client, &mut bytes, connection).await;
+    connection.entry().opened();
+    let request = match first {
         Ok(Some(request)) => request,
         Ok(None) => return,
         Err(reason) => {

@@ -6,7 +6,7 @@ use policy::Reason;
 use sniff::{ClientHelloLimits, ClientHelloReader, FirstBytes, Progress, RefusalKind, classify};
 use tokio::{
     io::{AsyncRead, ReadBuf},
-    time::{Duration, Instant, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use crate::{buffer, refusal::Language};
@@ -53,20 +53,6 @@ pub(crate) async fn read(
     finish(stream, bytes, limit, deadline).await
 }
 
-/// As [`read`], for a client that may stay silent as long as it likes; what it begins has to be complete within
-/// `time`.
-pub(crate) async fn read_late(
-    stream: &mut (impl AsyncRead + Unpin),
-    bytes: &mut Vec<u8>,
-    limit: usize,
-    time: Duration,
-) -> Opening {
-    match read_some(stream, bytes).await {
-        Ok(1..) => finish(stream, bytes, limit, Instant::now() + time).await,
-        _ => Opening::Closed,
-    }
-}
-
 /// Appends what the stream has to `bytes`: how much that was, 0 at its end.
 pub(crate) async fn read_some(
     stream: &mut (impl AsyncRead + Unpin),
@@ -83,7 +69,8 @@ pub(crate) async fn read_some(
     .await
 }
 
-async fn finish(
+/// As [`read`], after the first bytes have come.
+pub(crate) async fn finish(
     stream: &mut (impl AsyncRead + Unpin),
     bytes: &mut Vec<u8>,
     limit: usize,
