@@ -11,9 +11,9 @@ use std::{
 use anyhow::{Context, Result};
 use audit::{Audit, AuditConfig};
 use dns::{Upstream, UpstreamConfig};
-use gate::{AttachRequest, Attachment, Gate, GateConfig, WireLimits};
+use gate::{AttachRequest, Attachment, FlowLimits, Gate, GateConfig, Limits, WireLimits};
 use netns::NetNs;
-use policy::{Policy, PolicySpec};
+use policy::{Policy, PolicySpec, Rate};
 use store::Store;
 
 use crate::{
@@ -57,8 +57,12 @@ pub(crate) fn run(directory: &Path) -> Result<()> {
         let audit = Audit::start(store, AuditConfig::default()).await?;
         let upstream = Upstream::new(UpstreamConfig::new(vec![SocketAddr::from((AUTHORITY, 53))]))?;
         // What a connection costs is asked for, not how many are permitted.
-        let wire_limits = WireLimits { max_flows: 1 << 17, new_flows: 1 << 16, burst: 1 << 16 };
-        let config = GateConfig { daemon_id: "bench".to_owned(), wire_limits, ..GateConfig::new(upstream) };
+        let limits = Limits {
+            flows: FlowLimits { new_flows: Rate::per_second(1 << 20, 1 << 20), ..Default::default() },
+            wires: WireLimits { max_flows: 1 << 17, new_flows: 1 << 16, burst: 1 << 16 },
+            ..Limits::default()
+        };
+        let config = GateConfig { daemon_id: "bench".to_owned(), limits, ..GateConfig::new(upstream) };
         let gate = Gate::start(config).await?;
         anstream::println!("ready");
         let mut attached: Vec<Attachment> = Vec::new();

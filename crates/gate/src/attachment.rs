@@ -39,6 +39,8 @@ pub struct AttachmentInfo {
     pub bindings: usize,
     /// How many connections go through the proxy.
     pub flows: usize,
+    /// How many of them have not shown yet what they are.
+    pub half_open: usize,
 }
 
 /// The sockets inside the sandbox's namespace that tasks serve.
@@ -88,6 +90,7 @@ impl Attachment {
             generation: sandbox.force().now.generation,
             bindings: sandbox.bound(),
             flows: sandbox.flows.len(),
+            half_open: sandbox.flows.half_open(),
         }
     }
 
@@ -140,7 +143,7 @@ impl Attachment {
         }
         for listeners in proxy {
             let (egress, stop) = (Arc::clone(sandbox), self.member.stop.clone());
-            let (flows, limits) = (Arc::clone(&sandbox.flows), config.limits);
+            let (flows, limits) = (Arc::clone(&sandbox.flows), config.limits.flows);
             let workers = self.shared.workers.clone();
             self.spawn(
                 "the proxy",

@@ -14,14 +14,26 @@ use crate::ports::PortSet;
 pub const MIN_LIFE: Duration = Duration::from_secs(60);
 /// The longest, whatever the TTL says.
 pub const MAX_LIFE: Duration = Duration::from_secs(3600);
-/// The most addresses that one sandbox can have bound at a time.
-pub const MAX_ADDRESSES: usize = 4096;
-/// The most names that one sandbox can have bound at a time.
-pub const MAX_NAMES: usize = 1024;
+
+/// How much one sandbox can have bound at a time; the answer that would go beyond is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindingLimits {
+    /// The most addresses.
+    pub max_addresses: usize,
+    /// The most names.
+    pub max_names: usize,
+}
+
+impl Default for BindingLimits {
+    fn default() -> Self {
+        Self { max_addresses: 4096, max_names: 1024 }
+    }
+}
 
 /// The bindings of one sandbox: name ↔ address, each with an end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bindings {
+    limits: BindingLimits,
     names: HashMap<HostName, Name>,
     addresses: HashMap<IpAddr, Address>,
 }
@@ -62,6 +74,11 @@ struct Address {
 }
 
 impl Bindings {
+    /// No bindings, and never more than these.
+    pub(crate) fn new(limits: BindingLimits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// Binds a name, permitted on `ports`, to addresses until `ttl` (within [`MIN_LIFE`] and [`MAX_LIFE`]) from
     /// `now`. What is bound already lives on for at least as long. Either all of the addresses are bound or none.
     pub(crate) fn bind(
@@ -77,7 +94,8 @@ impl Bindings {
         }
         let new_name = usize::from(!self.names.contains_key(name));
         let new_addresses = addresses.iter().filter(|address| !self.addresses.contains_key(address)).count();
-        if self.names.len() + new_name > MAX_NAMES || self.addresses.len() + new_addresses > MAX_ADDRESSES {
+        let BindingLimits { max_addresses, max_names } = self.limits;
+        if self.names.len() + new_name > max_names || self.addresses.len() + new_addresses > max_addresses {
             return Err(Full);
         }
         let end = now + ttl.clamp(MIN_LIFE, MAX_LIFE);
@@ -170,7 +188,7 @@ impl Bindings {
     }
 
     fn retain(&mut self, keep: impl Fn(&HostName, IpAddr, Instant, bool) -> bool) -> Change {
-        let Self { names, addresses } = self;
+        let Self { names, addresses, .. } = self;
         let mut touched = Vec::new();
         names.retain(|name, bound| {
             bound.ends.retain(|address, end| {
@@ -288,8 +306,9 @@ mod tests {
 
     #[test]
     fn at_the_limit_nothing_is_bound_and_after_expiry_there_is_room_again() {
-        let (mut bindings, now) = (Bindings::default(), Instant::now());
-        for number in 0..MAX_NAMES {
+        let limits = BindingLimits { max_addresses: 20, max_names: 10 };
+        let (mut bindings, now) = (Bindings::new(limits), Instant::now());
+        for number in 0..limits.max_names {
             bindings
                 .bind(&name(&format!("n{number}.test")), PortSet::Every, &[address(1)], TTL, now)
                 .unwrap();
@@ -299,10 +318,10 @@ mod tests {
         bindings.expire(now + TTL);
         assert!(bindings.bind(&name("more.test"), PortSet::Every, &[address(2)], TTL, now).is_ok());
 
-        let many: Vec<IpAddr> =
-            (0..=u32::try_from(MAX_ADDRESSES).unwrap()).map(|n| Ipv4Addr::from_bits(n << 8).into()).collect();
+        let many: Vec<IpAddr> = (0..20).map(|n| Ipv4Addr::from_bits(n << 8).into()).collect();
         assert_eq!(bindings.bind(&name("x.test"), PortSet::Every, &many, TTL, now), Err(Full));
         assert_eq!(bindings.len(), 1);
+        assert!(bindings.bind(&name("x.test"), PortSet::Every, &many[1..], TTL, now).is_ok());
     }
 
     #[test]

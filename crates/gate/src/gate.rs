@@ -15,22 +15,21 @@ use dns::Upstream;
 use netns::{Monitor, NetNs};
 use parking_lot::Mutex;
 use policy::{Floor, InForce, Policy};
-use proxy::{Limits, Workers};
+use proxy::Workers;
 use tokio::{io::unix::AsyncFd, runtime::Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    Attachment, GateError,
+    Attachment, GateError, Limits,
     addresses::Slot,
     events,
     member::{Member, chain},
     namespace::{self, Interior},
     node::Node,
-    sandbox::Sandbox,
+    sandbox::{Sandbox, Shares},
     tracking::{self, Tracking},
     uplink::{self, Uplink},
     watched::watched,
-    wired::WireLimits,
 };
 
 /// How often what is due now and then is done: ending bindings, reading counters.
@@ -47,22 +46,14 @@ pub struct GateConfig {
     pub daemon_id: String,
     /// Addresses for the floor besides the machine's own, such as that of the API if it is elsewhere.
     pub protected: Vec<IpAddr>,
-    /// The bounds of each sandbox's proxy.
+    /// What each sandbox may use.
     pub limits: Limits,
-    /// The bounds of what the kernel forwards for each sandbox.
-    pub wire_limits: WireLimits,
 }
 
 impl GateConfig {
     /// The defaults, with this resolver.
     pub fn new(upstream: Upstream) -> Self {
-        Self {
-            upstream,
-            daemon_id: String::new(),
-            protected: Vec::new(),
-            limits: Limits::default(),
-            wire_limits: WireLimits::default(),
-        }
+        Self { upstream, daemon_id: String::new(), protected: Vec::new(), limits: Limits::default() }
     }
 }
 
@@ -262,9 +253,9 @@ impl Shared {
         let node = self.node();
         let number = uplink::daemon_number(&self.config.daemon_id);
         let (uplink, log, tracking) =
-            Uplink::create(number, &node.floor.networks(), node.ipv6, self.config.wire_limits)?;
+            Uplink::create(number, &node.floor.networks(), node.ipv6, self.config.limits.wires)?;
         let machine = nft::conntrack::Table::open().map_err(GateError::Tracking)?;
-        let max_flows = self.config.wire_limits.max_flows;
+        let max_flows = self.config.limits.wires.max_flows;
         let tracking = Arc::new(Tracking::new(tracking, machine, max_flows, self.runtime.clone()));
         let _inside = self.runtime.enter();
         let log = watched(log)?;
@@ -312,8 +303,11 @@ impl Shared {
             interior.proxy_port,
             first,
             request.audit,
-            self.config.upstream.clone(),
-            Arc::clone(&self.node),
+            Shares {
+                upstream: self.config.upstream.clone(),
+                node: Arc::clone(&self.node),
+                limits: self.config.limits,
+            },
         );
         let listeners = crate::attachment::Listeners {
             log: interior.log,

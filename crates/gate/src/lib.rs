@@ -20,6 +20,7 @@ mod error;
 mod events;
 mod fence;
 mod gate;
+mod limits;
 mod member;
 mod namespace;
 mod node;
@@ -37,7 +38,9 @@ mod wired;
 
 pub use addresses::{GATE_V4, GATE_V6, SANDBOX_V4, SANDBOX_V6};
 pub use attachment::{Attachment, AttachmentInfo};
-pub use bindings::{MAX_ADDRESSES, MAX_LIFE, MAX_NAMES, MIN_LIFE};
+pub use bindings::{BindingLimits, MAX_LIFE, MIN_LIFE};
 pub use error::GateError;
 pub use gate::{AttachRequest, Gate, GateConfig};
+pub use limits::Limits;
+pub use proxy::Limits as FlowLimits;
 pub use wired::WireLimits;

@@ -17,7 +17,7 @@ use policy::{Flow, FlowEvent, FlowTotals, HostName, InForce, Policy, Protocol};
 use proxy::{Egress, EventId, Flows, Hold};
 
 use crate::{
-    GateError,
+    GateError, Limits,
     addresses::Slot,
     bindings::{Bindings, Change},
     events::{self, Known, Policies},
@@ -33,14 +33,20 @@ pub(crate) struct Sandbox {
     pub(crate) namespace: NetNs,
     pub(crate) recorder: Recorder,
     pub(crate) flows: Arc<Flows>,
-    node: Arc<ArcSwap<Node>>,
-    upstream: Upstream,
+    shares: Shares,
     force: ArcSwap<Force>,
     kernel: Arc<Mutex<Kernel>>,
     sinks: Mutex<Sinks>,
     proxy_port: u16,
     /// Refusals that the daemon asks for.
     pub(crate) expected: Expected,
+}
+
+/// What a sandbox has in common with all others of the gate.
+pub(crate) struct Shares {
+    pub(crate) upstream: Upstream,
+    pub(crate) node: Arc<ArcSwap<Node>>,
+    pub(crate) limits: Limits,
 }
 
 /// A policy in force, with what follows from it.
@@ -66,17 +72,16 @@ impl Sandbox {
         proxy_port: u16,
         first: InForce,
         recorder: Recorder,
-        upstream: Upstream,
-        node: Arc<ArcSwap<Node>>,
+        shares: Shares,
     ) -> Self {
+        let bindings = Bindings::new(shares.limits.bindings);
         Self {
             namespace,
             recorder,
             flows: Arc::new(Flows::new()),
-            node,
-            upstream,
+            shares,
             force: ArcSwap::from_pointee(Force::new(first, None)),
-            kernel: Arc::new(Mutex::new(Kernel { filter, bindings: Bindings::default(), unlogged: 0 })),
+            kernel: Arc::new(Mutex::new(Kernel { filter, bindings, unlogged: 0 })),
             sinks: Mutex::default(),
             proxy_port,
             expected: Expected::default(),
@@ -91,7 +96,7 @@ impl Sandbox {
     /// Puts a policy in force: the rules in one transaction, with the bindings that the policy still permits.
     /// From then on, what was permitted under another one is not bound any more.
     pub(crate) fn enforce(&self, next: &InForce, slot: Option<Slot>) -> Result<(), GateError> {
-        let node = self.node.load();
+        let node = self.shares.node.load();
         let policy = &next.policy;
         let force = Force::new(next.clone(), Some(self.force().now.clone()));
         let floor = node.floor.networks();
@@ -217,10 +222,10 @@ impl Sandbox {
 
     /// The addresses of a name, from the upstream servers, whatever the policy says of them.
     async fn look_up(&self, name: &HostName) -> Result<Vec<IpAddr>, String> {
-        let v4 = self.upstream.lookup(name, dns::Family::V4);
+        let v4 = self.shares.upstream.lookup(name, dns::Family::V4);
         let v6 = async {
             if self.ipv6() {
-                self.upstream.lookup(name, dns::Family::V6).await
+                self.shares.upstream.lookup(name, dns::Family::V6).await
             } else {
                 Err(dns::LookupError::NoData)
             }
@@ -323,7 +328,7 @@ impl Zone for Sandbox {
     }
 
     fn ipv6(&self) -> bool {
-        self.node.load().ipv6
+        self.shares.node.load().ipv6
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gate::{Gate, GateConfig, WireLimits};
+use gate::{Gate, GateConfig, Limits, WireLimits};
 use nft::conntrack::{Entry, Table};
 use store::{EventQuery, EventRecord};
 
@@ -247,10 +247,13 @@ fn a_connection_from_a_port_that_was_used_a_moment_ago_is_not_taken_for_the_earl
 }
 
 /// A gate whose wires may carry little.
-async fn strict(wire_limits: WireLimits) -> Gate {
+async fn strict(wires: WireLimits) -> Gate {
     let upstream = dns::Upstream::new(dns::UpstreamConfig::new(vec!["198.51.100.1:53".parse().unwrap()]));
-    let config =
-        GateConfig { daemon_id: "strict".to_owned(), wire_limits, ..GateConfig::new(upstream.unwrap()) };
+    let config = GateConfig {
+        daemon_id: "strict".to_owned(),
+        limits: Limits { wires, ..Limits::default() },
+        ..GateConfig::new(upstream.unwrap())
+    };
     Gate::start(config).await.unwrap()
 }
 

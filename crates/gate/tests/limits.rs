@@ -1,0 +1,166 @@
+//! Each sandbox has its limits: at one of them it is refused more with an event that says which, and the sandbox beside
+//! it is served as if nothing were.
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+mod lab;
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use gate::{AttachRequest, BindingLimits, FlowLimits, Gate, GateConfig, Limits};
+use hickory_proto::{op::ResponseCode, rr::RecordType};
+use policy::Rate;
+use store::EventRecord;
+
+use crate::lab::{Lab, PATIENCE, Sandbox, allow};
+
+const ALLOWED: &str = "104.16.1.1:80";
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Two sandboxes of a gate with these limits.
+async fn two(lab: &Lab, limits: Limits, entries: &[&str]) -> [Sandbox; 2] {
+    let upstream = dns::Upstream::new(dns::UpstreamConfig::new(vec!["198.51.100.1:53".parse().unwrap()]));
+    let config = GateConfig { daemon_id: "limits".to_owned(), limits, ..GateConfig::new(upstream.unwrap()) };
+    let gate = Gate::start(config).await.unwrap();
+    let mut both = Vec::new();
+    for id in ["sbx-one00001", "sbx-two00002"] {
+        let (policy, audit) = (lab.policy(&allow(entries)), lab.audit.recorder(id, true));
+        let request = AttachRequest { sandbox: id.to_owned(), policy, generation: 1, audit };
+        both.push(Sandbox(gate.attach(request).await.unwrap()));
+    }
+    both.try_into().ok().unwrap()
+}
+
+async fn bound(both: &[Sandbox; 2]) {
+    for sandbox in both {
+        assert_eq!(sandbox.lookup("allowed.test").await.len(), 1);
+    }
+}
+
+/// The refusals of both, as (sandbox, reason, count).
+async fn refusals(lab: &Lab, sandbox: &Sandbox) -> Vec<(String, String, u64)> {
+    let refused = |event: &EventRecord| event.kind == "egress_blocked" || event.kind == "dns_blocked";
+    let events = lab.events(sandbox).await.into_iter().filter(refused);
+    events.map(|event| (event.sandbox_id.unwrap(), event.reason.unwrap().into_owned(), event.count)).collect()
+}
+
+fn of_one(reason: &str, count: u64) -> [(String, String, u64); 1] {
+    [("sbx-one00001".to_owned(), reason.to_owned(), count)]
+}
+
+async fn is_served(sandbox: &Sandbox) {
+    let answer = sandbox.get(ALLOWED, "allowed.test").await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// A connection is made, and then reset before a word.
+async fn is_reset(sandbox: &Sandbox) {
+    let to: SocketAddr = ALLOWED.parse().unwrap();
+    let read = sandbox.run(move || match lab::connect(to) {
+        Ok(mut stream) => stream.read(&mut [0]),
+        Err(error) => Err(error),
+    });
+    assert_eq!(read.await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+/// A connection on which a first request was answered.
+fn held() -> io::Result<TcpStream> {
+    let mut stream = lab::connect(ALLOWED.parse().unwrap())?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: allowed.test\r\n\r\n")?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer)?;
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    Ok(stream)
+}
+
+/// Waits until so many connections are open, and so many of them half open.
+async fn has_flows(sandbox: &Sandbox, open: usize, half_open: usize) {
+    let waiting = async {
+        while (sandbox.0.info().flows, sandbox.0.info().half_open) != (open, half_open) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+}
+
+#[test]
+fn a_sandbox_with_as_many_proxied_connections_as_it_may_have_is_refused_more() {
+    lab::run(|lab| async move {
+        let flows = FlowLimits { max_flows: 2, ..FlowLimits::default() };
+        let both = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        bound(&both).await;
+        let [one, other] = &both;
+        let first = one.run(held).await.unwrap();
+        let _second = one.run(held).await.unwrap();
+        is_reset(one).await;
+        is_reset(one).await;
+        is_served(other).await;
+        assert_eq!(refusals(&lab, one).await, of_one("flow_limit", 2));
+        drop(first);
+        has_flows(one, 1, 0).await;
+        is_served(one).await;
+    });
+}
+
+#[test]
+fn a_sandbox_that_begins_proxied_connections_too_fast_is_refused_some() {
+    lab::run(|lab| async move {
+        let new_flows = Rate { count: 1, period: HOUR, burst: 3 };
+        let flows = FlowLimits { new_flows, ..FlowLimits::default() };
+        let both = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        bound(&both).await;
+        let [one, other] = &both;
+        for _ in 0..3 {
+            is_served(one).await;
+        }
+        is_reset(one).await;
+        is_served(other).await;
+        assert_eq!(refusals(&lab, one).await, of_one("flow_rate", 1));
+    });
+}
+
+#[test]
+fn a_sandbox_that_leaves_its_connections_half_open_is_refused_more() {
+    lab::run(|lab| async move {
+        let flows = FlowLimits { max_half_open: 4, peek_timeout: HOUR, ..FlowLimits::default() };
+        let both = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        bound(&both).await;
+        let [one, other] = &both;
+        let half = || {
+            let mut stream = lab::connect(ALLOWED.parse().unwrap()).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: ").unwrap();
+            stream
+        };
+        let mut open: Vec<_> = one.run(move || (0..4).map(|_| half()).collect()).await;
+        has_flows(one, 4, 4).await;
+        is_reset(one).await;
+        is_served(other).await;
+        assert_eq!(refusals(&lab, one).await, of_one("half_open", 1));
+        let mut first = open.pop().unwrap();
+        let answer = one.run(move || {
+            first.write_all(b"allowed.test\r\nConnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            first.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        assert!(answer.await.starts_with("HTTP/1.1 200"));
+        is_served(one).await;
+    });
+}
+
+#[test]
+fn a_sandbox_with_as_many_bindings_as_it_may_have_gets_no_more() {
+    lab::run(|lab| async move {
+        let bindings = BindingLimits { max_names: 1, ..BindingLimits::default() };
+        let both = two(&lab, Limits { bindings, ..Limits::default() }, &["allowed.test", "sib.test"]).await;
+        bound(&both).await;
+        let [one, _] = &both;
+        let (code, found) = one.resolve("sib.test", RecordType::A, "8.8.8.8:53").await;
+        assert_eq!((code, found.len()), (ResponseCode::Refused, 0));
+        is_served(one).await;
+        assert_eq!(refusals(&lab, one).await, of_one("binding_limit", 1));
+    });
+}
