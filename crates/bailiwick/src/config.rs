@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::limits::Limits;
+
 /// Where the configuration file is looked for when none is named. It need not exist.
 const DEFAULT_FILE: &str = "/etc/bailiwick/config.toml";
 /// Where state is kept unless told otherwise.
@@ -46,6 +48,9 @@ pub(crate) struct ServeArgs {
     /// Directory of the templates [default: templates/ in the data directory]
     #[arg(long, env = "BAILIWICK_TEMPLATES", value_name = "DIR")]
     pub templates_dir: Option<PathBuf>,
+    /// Limit of each sandbox, such as flows=100; may be repeated, and wins over [limits] in the configuration file
+    #[arg(long = "limit", env = "BAILIWICK_LIMITS", value_name = "NAME=NUMBER", value_delimiter = ',')]
+    pub limits: Vec<String>,
     /// Print log lines as JSON
     #[arg(long, env = "BAILIWICK_LOG_JSON")]
     pub log_json: bool,
@@ -63,19 +68,7 @@ struct File {
     templates_dir: Option<PathBuf>,
     log_json: bool,
     audit_retention_days: Option<u64>,
-    limits: Limits,
-}
-
-/// What each sandbox may use, unless its template or request says otherwise.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Limits {
-    /// Memory in MiB.
-    pub memory_mib: Option<u64>,
-    /// Processor cores, in thousandths.
-    pub cpu_millis: Option<u32>,
-    /// Processes and threads.
-    pub pids: Option<u32>,
+    limits: toml::Table,
 }
 
 /// The configuration in force.
@@ -95,7 +88,7 @@ pub(crate) struct Config {
     pub log_json: bool,
     /// How long events are kept.
     pub audit_retention: Duration,
-    /// Limits of each sandbox.
+    /// What each sandbox may use.
     pub limits: Limits,
 }
 
@@ -127,7 +120,7 @@ impl Config {
             dns,
             log_json: serve.log_json || file.log_json,
             audit_retention: Duration::from_secs(file.audit_retention_days.unwrap_or(7) * 24 * 3600),
-            limits: file.limits,
+            limits: Limits::read(&file.limits, &serve.limits)?,
         })
     }
 }

@@ -49,6 +49,7 @@ pub(crate) fn run(data: &DataArgs, args: &DoctorArgs) -> Result<u8> {
     findings.push(data_dir(&config.data_dir));
     findings.push(idmapped_mounts(&config.data_dir));
     findings.push(templates(&config.templates_dir));
+    findings.push(ok("limits", config.limits.to_string()));
     findings.extend(config.listen.iter().map(|address| port(*address)));
     if args.json {
         anstream::println!("{}", serde_json::to_string_pretty(&findings)?);

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use audit::{Audit, AuditConfig};
 use gate::{GATE_V4, Gate, GateConfig};
-use sandbox::{DEFAULT_IDS, Manager, cgroup::Limits, spawner::SpawnerProgram, template::Templates};
+use sandbox::{DEFAULT_IDS, Manager, spawner::SpawnerProgram, template::Templates};
 use store::Store;
 
 use crate::config::Config;
@@ -40,7 +40,9 @@ impl Engine {
         }
         .context("finding DNS servers")?;
         let daemon_id = data_dir.display().to_string();
-        let gate = Gate::start(GateConfig { daemon_id, ..GateConfig::new(upstream) }).await;
+        let gate =
+            Gate::start(GateConfig { daemon_id, limits: config.limits.network, ..GateConfig::new(upstream) })
+                .await;
         offer_host_template(&config.templates_dir)?;
         let manager = Manager::start(sandbox::Config {
             data_dir: data_dir.clone(),
@@ -50,7 +52,7 @@ impl Engine {
             network: Arc::new(gate.context("starting the gate")?),
             store: store.clone(),
             audit: audit.clone(),
-            limits: limits(config),
+            limits: config.limits.processes,
             ids: DEFAULT_IDS,
             nameserver: GATE_V4.to_string(),
         })
@@ -105,17 +107,4 @@ fn init_binary() -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
-}
-
-/// The defaults, but for what the configuration says.
-fn limits(config: &Config) -> Limits {
-    let default = Limits::default();
-    Limits {
-        memory_bytes: config
-            .limits
-            .memory_mib
-            .map_or(default.memory_bytes, |mib| mib.saturating_mul(1 << 20)),
-        cpu_millis: config.limits.cpu_millis.unwrap_or(default.cpu_millis),
-        processes: config.limits.pids.unwrap_or(default.processes),
-    }
 }

@@ -11,6 +11,7 @@ mod exit;
 mod explain;
 mod gc;
 mod keys;
+mod limits;
 mod logging;
 mod node;
 mod run;

@@ -136,3 +136,27 @@ fn a_run_leaves_nothing_behind() {
     assert_eq!(bailiwick(&arguments).status.code(), Some(0));
     assert_eq!(std::fs::read_dir(data.join("runs")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_limit_that_is_no_limit_is_refused_by_its_name_before_anything_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    let data = directory.path().join("data");
+    let serve = |limits: &str, flags: &[&str]| {
+        std::fs::write(&file, format!("[limits]\n{limits}\n")).unwrap();
+        let files = ["--config", file.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
+        bailiwick(&[&files[..], &["doctor", "--json"], flags].concat())
+    };
+    for (limits, flags, named) in [
+        ("half_open = 0", &[][..], "limits.half_open"),
+        ("flow = 1", &[], "limits.flow"),
+        ("", &["--limit", "flows=many"], "--limit flows"),
+    ] {
+        let refused = serve(limits, flags);
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains(named), "{}", text(&refused.stderr));
+    }
+    let taken = serve("half_open = 7", &["--limit", "flows=70,pids=77"]);
+    assert!(text(&taken.stdout).contains("pids=77 flows=70 "), "{}", text(&taken.stdout));
+    assert!(text(&taken.stdout).contains(" half_open=7 "), "{}", text(&taken.stdout));
+}
