@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use audit::{Audit, AuditConfig};
 use dns::{Upstream, UpstreamConfig};
-use gate::{AttachRequest, Attachment, FlowLimits, Gate, GateConfig, Limits, WireLimits};
+use gate::{AttachRequest, Attachment, FlowLimits, Gate, GateConfig, Limits, NameLimits, WireLimits};
 use netns::NetNs;
 use policy::{Policy, PolicySpec, Rate};
 use store::Store;
@@ -59,6 +59,7 @@ pub(crate) fn run(directory: &Path) -> Result<()> {
         // What a connection costs is asked for, not how many are permitted.
         let limits = Limits {
             flows: FlowLimits { new_flows: Rate::per_second(1 << 20, 1 << 20), ..Default::default() },
+            names: NameLimits { queries: Rate::per_second(1 << 20, 1 << 20), ..Default::default() },
             wires: WireLimits { max_flows: 1 << 17, new_flows: 1 << 16, burst: 1 << 16 },
             ..Limits::default()
         };

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use dns::{BindRefused, Transport, Upstream, UpstreamConfig, Zone};
+use dns::{BindRefused, Budget, Transport, Upstream, UpstreamConfig, Zone};
 use hickory_proto::{
     op::{Message, MessageType},
     rr::RData,
@@ -63,6 +63,7 @@ fn check_reply(query: &[u8], reply: &[u8], transport: Transport, judged: &[HostN
 #[derive(Default)]
 struct Sandbox {
     judged: Mutex<Vec<HostName>>,
+    budget: Budget,
 }
 
 const SINK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 7);
@@ -89,6 +90,10 @@ impl Zone for Sandbox {
     fn sink(&self, name: &HostName) -> Option<Ipv4Addr> {
         self.judged.lock().unwrap().push(name.clone());
         Some(SINK)
+    }
+
+    fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     fn record(&self, event: FlowEvent) {

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use policy::{
@@ -11,7 +11,7 @@ use policy::{
 };
 
 use crate::{
-    BindRefused, Family, LookupError, Transport, Upstream, Zone,
+    BindRefused, Family, Lookup, LookupError, Refused, Transport, Upstream, Zone,
     message::{self, Asked, Ede, Fault, Kind, Received},
     upstream::Answer,
 };
@@ -52,10 +52,16 @@ pub(crate) enum Step {
 pub(crate) struct Pending {
     asked: Asked,
     family: Family,
+    /// Counts as under way until the reply is made.
+    _lookup: Lookup,
 }
 
 /// Everything that needs no waiting: refusals, cached answers.
 pub(crate) fn begin<Z: Zone>(query: &[u8], zone: &Z, upstream: &Upstream, transport: Transport) -> Step {
+    let now = Instant::now();
+    if !zone.budget().take_query(now) {
+        return Step::Done(too_fast(query, zone, transport));
+    }
     let asked = match message::read(query, transport) {
         Received::Nothing => return Step::Done(None),
         Received::Bad { reply, fault } => {
@@ -80,9 +86,12 @@ pub(crate) fn begin<Z: Zone>(query: &[u8], zone: &Z, upstream: &Upstream, transp
         Kind::Any => return Step::Done(asked.any()),
         Kind::Aaaa | Kind::Other => return Step::Done(asked.no_data()),
     };
-    match upstream.cached(&asked.name, family) {
-        Some(outcome) => Step::Done(conclude(&asked, zone, outcome)),
-        None => Step::Lookup(Pending { asked, family }),
+    if let Some(outcome) = upstream.cached(&asked.name, family) {
+        return Step::Done(conclude(&asked, zone, outcome));
+    }
+    match zone.budget().begin_lookup(&in_force.policy, &asked.name, now) {
+        Ok(lookup) => Step::Lookup(Pending { asked, family, _lookup: lookup }),
+        Err(refused) => Step::Done(over_limit(&asked, zone, &in_force, &refused)),
     }
 }
 
@@ -91,11 +100,6 @@ impl Pending {
     pub(crate) async fn finish<Z: Zone>(self, zone: &Z, upstream: &Upstream) -> Option<Vec<u8>> {
         let outcome = upstream.lookup(&self.asked.name, self.family).await;
         conclude(&self.asked, zone, outcome)
-    }
-
-    /// The reply when the sandbox already has too many lookups under way.
-    pub(crate) fn busy(&self) -> Option<Vec<u8>> {
-        self.asked.failed((Ede::Other, "too many lookups of this sandbox are under way"))
     }
 }
 
@@ -186,6 +190,27 @@ fn refuse_name<Z: Zone>(asked: &Asked, zone: &Z, in_force: &InForce, verdict: Ve
     }
 }
 
+/// The reply to a query that is one too many. The event has no name: there may be as many as there are queries.
+fn too_fast<Z: Zone>(query: &[u8], zone: &Z, transport: Transport) -> Option<Vec<u8>> {
+    let verdict = Verdict { decision: Decision::Deny, rule: Rule::Default, reason: Reason::DnsRate };
+    let text = describe_limit(&verdict);
+    zone.record(event(zone.in_force().generation, verdict, None, transport));
+    match message::read(query, transport) {
+        Received::Nothing => None,
+        Received::Bad { reply, .. } => Some(reply),
+        Received::Asked(asked) => asked.refused((Ede::Blocked, &text)),
+    }
+}
+
+/// The reply about a permitted name that is not looked up. The event is about the zone, so that those of its names are
+/// one event.
+fn over_limit<Z: Zone>(asked: &Asked, zone: &Z, in_force: &InForce, refused: &Refused) -> Option<Vec<u8>> {
+    let verdict = refused.verdict();
+    let text = describe_limit(&verdict);
+    zone.record(event(in_force.generation, verdict, refused.apex().cloned(), asked.transport()));
+    asked.refused((Ede::Blocked, &text))
+}
+
 /// The faithful reply for a permitted name that has no address.
 fn no_answer(asked: &Asked, error: &LookupError) -> Option<Vec<u8>> {
     match error {
@@ -207,18 +232,13 @@ fn describe(verdict: &Verdict) -> String {
     format!("refused by the sandbox's policy: {} ({})", verdict.reason.as_str(), verdict.rule)
 }
 
+fn describe_limit(verdict: &Verdict) -> String {
+    format!("over a limit of the sandbox: {} ({})", verdict.reason.as_str(), verdict.rule)
+}
+
 fn record<Z: Zone>(zone: &Z, asked: &Asked, in_force: &InForce, verdict: Verdict, address: Option<IpAddr>) {
-    zone.record(FlowEvent {
-        kind: EventKind::DnsBlocked,
-        verdict,
-        name: Some(asked.name.clone()),
-        name_source: NameSource::Dns,
-        address,
-        port: None,
-        protocol: protocol(asked.transport()),
-        generation: in_force.generation,
-        count: 1,
-    });
+    let name = Some(asked.name.clone());
+    zone.record(FlowEvent { address, ..event(in_force.generation, verdict, name, asked.transport()) });
 }
 
 fn record_fault<Z: Zone>(zone: &Z, fault: Fault, transport: Transport) {
@@ -226,17 +246,27 @@ fn record_fault<Z: Zone>(zone: &Z, fault: Fault, transport: Transport) {
         Fault::Malformed => (Reason::MalformedDns, None),
         Fault::Type(name) => (Reason::DnsType, name),
     };
-    zone.record(FlowEvent {
+    let verdict = Verdict { decision: Decision::Deny, rule: Rule::Default, reason };
+    zone.record(event(zone.in_force().generation, verdict, name, transport));
+}
+
+pub(crate) fn event(
+    generation: u64,
+    verdict: Verdict,
+    name: Option<HostName>,
+    transport: Transport,
+) -> FlowEvent {
+    FlowEvent {
         kind: EventKind::DnsBlocked,
-        verdict: Verdict { decision: Decision::Deny, rule: Rule::Default, reason },
+        verdict,
         name_source: if name.is_some() { NameSource::Dns } else { NameSource::None },
         name,
         address: None,
         port: None,
         protocol: protocol(transport),
-        generation: zone.in_force().generation,
+        generation,
         count: 1,
-    });
+    }
 }
 
 fn protocol(transport: Transport) -> Protocol {

@@ -13,6 +13,7 @@
 //! | a name that is not permitted | a sink address, REFUSED or NXDOMAIN, as the policy says; REFUSED with an Extended DNS Error (RFC 8914) for other types |
 //! | a name of the floor, any name under a blackout | REFUSED with an Extended DNS Error |
 //! | `localhost` and names under it | the loopback addresses (RFC 6761) |
+//! | more than the sandbox's [limits](Limits) permit | REFUSED with an Extended DNS Error |
 //! | anything that is not one question of class IN | FORMERR, NOTIMP or REFUSED |
 //!
 //! Nothing of a query but the canonical name and A or AAAA ever goes upstream: not its letter case, not its
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod budget;
 mod message;
 mod tcp;
 mod udp;
@@ -28,6 +30,7 @@ mod upstream;
 mod zone;
 
 pub use answer::answer;
+pub use budget::{Budget, Limits, Lookup, Refused};
 pub use message::Transport;
 pub use tcp::serve_tcp;
 pub use udp::serve_udp;

@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use policy::{Decision, Reason, Rule, Verdict};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
@@ -19,7 +20,7 @@ use crate::{
     answer::{self, Step},
 };
 
-/// The most connections of one sandbox.
+/// The most connections of one sandbox; further ones are closed.
 const MAX_CONNECTIONS: usize = 16;
 /// The most lookups of one connection at the same time; more queries wait unread.
 const MAX_PIPELINED: usize = 16;
@@ -55,7 +56,12 @@ pub async fn serve_tcp<Z: Zone>(
                 continue;
             }
         };
-        let Ok(permit) = permits.clone().try_acquire_owned() else { continue };
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            let verdict =
+                Verdict { decision: Decision::Deny, rule: Rule::Default, reason: Reason::FlowLimit };
+            zone.record(answer::event(zone.in_force().generation, verdict, None, Transport::Tcp));
+            continue;
+        };
         let (zone, upstream) = (zone.clone(), upstream.clone());
         connections.spawn(async move {
             if let Err(error) = connection(stream, zone, upstream).await {

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc};
 
-use tokio::{io::Interest, net::UdpSocket, sync::Semaphore, task::JoinSet};
+use tokio::{io::Interest, net::UdpSocket, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -10,8 +10,6 @@ use crate::{
     answer::{self, Step},
 };
 
-/// The most lookups that one sandbox may have under way at the same time.
-const MAX_LOOKUPS: usize = 64;
 /// The largest query that is read in bytes; a longer one is cut and found malformed.
 const MAX_QUERY: usize = 4096;
 /// After so many datagrams in a row, other tasks get their turn.
@@ -30,12 +28,7 @@ pub async fn serve_udp<Z: Zone>(
     upstream: Upstream,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let server = Server {
-        socket: Arc::new(UdpSocket::from_std(socket)?),
-        zone,
-        upstream,
-        permits: Arc::new(Semaphore::new(MAX_LOOKUPS)),
-    };
+    let server = Server { socket: Arc::new(UdpSocket::from_std(socket)?), zone, upstream };
     // Dropping the set on the way out ends the lookups that are still under way.
     let mut lookups = JoinSet::new();
     tokio::select! {
@@ -48,7 +41,6 @@ struct Server<Z> {
     socket: Arc<UdpSocket>,
     zone: Arc<Z>,
     upstream: Upstream,
-    permits: Arc<Semaphore>,
 }
 
 impl<Z: Zone> Server<Z> {
@@ -79,13 +71,9 @@ impl<Z: Zone> Server<Z> {
             Step::Done(reply) => return send(&self.socket, reply, to, from),
             Step::Lookup(pending) => pending,
         };
-        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-            return send(&self.socket, pending.busy(), to, from);
-        };
         let (socket, zone, upstream) = (self.socket.clone(), self.zone.clone(), self.upstream.clone());
         lookups.spawn(async move {
             let reply = pending.finish(&*zone, &upstream).await;
-            drop(permit);
             send(&socket, reply, to, from);
         });
     }

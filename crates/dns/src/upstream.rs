@@ -183,7 +183,7 @@ impl Upstream {
     }
 
     /// What [`Self::lookup`] would say without waiting, if the cache knows it.
-    pub(crate) fn cached(&self, name: &HostName, family: Family) -> Option<Result<Answer, LookupError>> {
+    pub fn cached(&self, name: &HostName, family: Family) -> Option<Result<Answer, LookupError>> {
         let now = Instant::now();
         let entry = self.shared.cache.get(&(name.clone(), family))?;
         (entry.expires > now).then(|| entry.outcome_now(now))

@@ -7,6 +7,8 @@ use std::{
 
 use policy::{FlowEvent, HostName, InForce};
 
+use crate::Budget;
+
 /// One sandbox as its resolver sees it.
 pub trait Zone: Send + Sync + 'static {
     /// The policy in force, with its generation. Cheap.
@@ -29,6 +31,9 @@ pub trait Zone: Send + Sync + 'static {
 
     /// The sink address of a refused name, one per name and sandbox; `None` when no more can be given out.
     fn sink(&self, name: &HostName) -> Option<Ipv4Addr>;
+
+    /// What the sandbox may still ask.
+    fn budget(&self) -> &Budget;
 
     /// Records a decision. Never blocks.
     fn record(&self, event: FlowEvent);

@@ -11,7 +11,7 @@ use hickory_proto::{
     rr::RecordType,
 };
 use policy::{PolicySpec, RefusedNames};
-use support::{FakeServer, FakeZone, Reply, a, addresses, allow, query};
+use support::{FakeServer, FakeZone, Reply, a, addresses, allow, ede, query};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -78,7 +78,7 @@ async fn a_datagram_is_answered_from_the_address_it_was_sent_to_whichever_that_i
 async fn a_sandbox_with_too_many_lookups_under_way_is_told_and_refusals_still_come() {
     let server = server().await;
     server.open.send(false).unwrap();
-    let Some((address, _, stop)) = udp(&server) else { return };
+    let Some((address, zone, stop)) = udp(&server) else { return };
     let to = SocketAddr::new("127.0.0.1".parse().unwrap(), address.port());
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for i in 0..64 {
@@ -86,13 +86,18 @@ async fn a_sandbox_with_too_many_lookups_under_way_is_told_and_refusals_still_co
         client.send_to(&asked.to_vec().unwrap(), to).await.unwrap();
     }
     let (reply, _) = exchange(&client, to, &query("n64.good.test.", RecordType::A)).await;
-    assert_eq!(reply.response_code, ResponseCode::ServFail);
+    assert_eq!(reply.response_code, ResponseCode::Refused);
+    assert_eq!(ede(&reply).unwrap(), (15, "over a limit of the sandbox: dns_lookups (default)".to_owned()));
+    assert_eq!(zone.reasons(), ["dns_lookups"]);
     let (reply, _) = exchange(&client, to, &query("evil.test.", RecordType::A)).await;
     assert_eq!(reply.response_code, ResponseCode::Refused);
     server.open.send(true).unwrap();
     for _ in 0..64 {
         assert_eq!(receive(&client).await.0.response_code, ResponseCode::NXDomain);
     }
+    // With the lookups, the limit is over.
+    let (reply, _) = exchange(&client, to, &query("n64.good.test.", RecordType::A)).await;
+    assert_eq!(reply.response_code, ResponseCode::NXDomain);
     stop.cancel();
 }
 
@@ -131,4 +136,33 @@ async fn read(client: &mut TcpStream) -> Message {
         Message::from_vec(&bytes).unwrap()
     };
     timeout(DEADLINE, message).await.unwrap()
+}
+
+#[tokio::test]
+async fn connections_that_are_too_many_are_closed_and_recorded_until_one_has_ended() {
+    let server = server().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (zone, stop) = (FakeZone::new(&spec()), CancellationToken::new());
+    tokio::spawn(dns::serve_tcp(listener, zone.clone(), server.upstream(), stop.clone()));
+    let asked = query("good.test.", RecordType::A).to_vec().unwrap();
+    let framed = [&u16::try_from(asked.len()).unwrap().to_be_bytes()[..], &asked].concat();
+    let mut open = Vec::new();
+    for _ in 0..16 {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(&framed).await.unwrap();
+        assert_eq!(addresses(&read(&mut client).await), ["93.184.216.34"]);
+        open.push(client);
+    }
+    let mut client = TcpStream::connect(address).await.unwrap();
+    assert_eq!(timeout(DEADLINE, client.read(&mut [0])).await.unwrap().unwrap(), 0);
+    assert_eq!(zone.reasons(), ["flow_limit"]);
+
+    let mut first = open.pop().unwrap();
+    first.shutdown().await.unwrap();
+    assert_eq!(timeout(DEADLINE, first.read(&mut [0])).await.unwrap().unwrap(), 0);
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(&framed).await.unwrap();
+    assert_eq!(addresses(&read(&mut client).await), ["93.184.216.34"]);
+    stop.cancel();
 }

@@ -39,6 +39,7 @@ mod wired;
 pub use addresses::{GATE_V4, GATE_V6, SANDBOX_V4, SANDBOX_V6};
 pub use attachment::{Attachment, AttachmentInfo};
 pub use bindings::{BindingLimits, MAX_LIFE, MIN_LIFE};
+pub use dns::Limits as NameLimits;
 pub use error::GateError;
 pub use gate::{AttachRequest, Gate, GateConfig};
 pub use limits::Limits;

@@ -9,12 +9,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use audit::Recorder;
-use dns::{BindRefused, Upstream, Zone};
+use dns::{BindRefused, Budget, Family, Upstream, Zone};
 use netns::NetNs;
 use nft::{Batch, Flow as Headers, Packet, Received};
 use parking_lot::Mutex;
 use policy::{Flow, FlowEvent, FlowTotals, HostName, InForce, Policy, Protocol};
-use proxy::{Egress, EventId, Flows, Hold};
+use proxy::{Egress, EventId, Flows, Hold, NoAddress};
 
 use crate::{
     GateError, Limits,
@@ -33,6 +33,8 @@ pub(crate) struct Sandbox {
     pub(crate) namespace: NetNs,
     pub(crate) recorder: Recorder,
     pub(crate) flows: Arc<Flows>,
+    /// What may still be asked.
+    names: Budget,
     shares: Shares,
     force: ArcSwap<Force>,
     kernel: Arc<Mutex<Kernel>>,
@@ -79,6 +81,7 @@ impl Sandbox {
             namespace,
             recorder,
             flows: Arc::new(Flows::new()),
+            names: Budget::new(shares.limits.names),
             shares,
             force: ArcSwap::from_pointee(Force::new(first, None)),
             kernel: Arc::new(Mutex::new(Kernel { filter, bindings, unlogged: 0 })),
@@ -221,22 +224,31 @@ impl Sandbox {
     }
 
     /// The addresses of a name, from the upstream servers, whatever the policy says of them.
-    async fn look_up(&self, name: &HostName) -> Result<Vec<IpAddr>, String> {
-        let v4 = self.shares.upstream.lookup(name, dns::Family::V4);
+    async fn look_up(&self, name: &HostName) -> Result<Vec<IpAddr>, NoAddress> {
+        // A server name is a way to have a name looked up, as a query is.
+        let upstream = &self.shares.upstream;
+        let knows = |family| upstream.cached(name, family).is_some();
+        let _lookup = if knows(Family::V4) && (!self.ipv6() || knows(Family::V6)) {
+            None
+        } else {
+            let policy = Arc::clone(&self.force.load().now.policy);
+            let lookup = self.names.begin_lookup(&policy, name, Instant::now());
+            Some(lookup.map_err(|refused| NoAddress::Refused(refused.verdict()))?)
+        };
+        let v4 = upstream.lookup(name, Family::V4);
         let v6 = async {
-            if self.ipv6() {
-                self.shares.upstream.lookup(name, dns::Family::V6).await
-            } else {
-                Err(dns::LookupError::NoData)
-            }
+            if self.ipv6() { upstream.lookup(name, Family::V6).await } else { Err(dns::LookupError::NoData) }
         };
         let (v4, v6) = tokio::join!(v4, v6);
         if let (Err(error), Err(_)) = (&v4, &v6) {
-            return Err(error.to_string());
+            return Err(NoAddress::Failed(error.to_string()));
         }
         // All of them: whoever dials judges each address, and a refusal names the one that was refused.
         let found: Vec<IpAddr> = [v4, v6].into_iter().flatten().flat_map(|answer| answer.addresses).collect();
-        if found.is_empty() { Err(format!("{name} has no address")) } else { Ok(found) }
+        if found.is_empty() {
+            return Err(NoAddress::Failed(format!("{name} has no address")));
+        }
+        Ok(found)
     }
 }
 
@@ -323,6 +335,10 @@ impl Zone for Sandbox {
         self.sinks.lock().assign(name)
     }
 
+    fn budget(&self) -> &Budget {
+        &self.names
+    }
+
     fn record(&self, event: FlowEvent) {
         self.recorder.flow(event);
     }
@@ -346,7 +362,7 @@ impl Egress for Sandbox {
         self.kernel.lock().bindings.names_of(address).to_vec()
     }
 
-    fn addresses_of(&self, name: &HostName) -> impl Future<Output = Result<Vec<IpAddr>, String>> + Send {
+    fn addresses_of(&self, name: &HostName) -> impl Future<Output = Result<Vec<IpAddr>, NoAddress>> + Send {
         let bound = self.kernel.lock().bindings.addresses_of(name);
         let name = name.clone();
         async move { if bound.is_empty() { self.look_up(&name).await } else { Ok(bound) } }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use gate::{AttachRequest, BindingLimits, FlowLimits, Gate, GateConfig, Limits};
+use gate::{AttachRequest, BindingLimits, FlowLimits, Gate, GateConfig, Limits, NameLimits};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use policy::Rate;
 use store::EventRecord;
@@ -162,5 +162,59 @@ fn a_sandbox_with_as_many_bindings_as_it_may_have_gets_no_more() {
         assert_eq!((code, found.len()), (ResponseCode::Refused, 0));
         is_served(one).await;
         assert_eq!(refusals(&lab, one).await, of_one("binding_limit", 1));
+    });
+}
+
+const RESOLVER: &str = "8.8.8.8:53";
+
+#[test]
+fn a_sandbox_that_asks_for_names_too_fast_is_refused() {
+    lab::run(|lab| async move {
+        let names =
+            NameLimits { queries: Rate { count: 1, period: HOUR, burst: 2 }, ..NameLimits::default() };
+        let both = two(&lab, Limits { names, ..Limits::default() }, &["allowed.test"]).await;
+        bound(&both).await;
+        let [one, other] = &both;
+        assert_eq!(one.lookup("allowed.test").await.len(), 1);
+        for name in ["allowed.test", "evil.test", "other.evil.test"] {
+            assert_eq!(one.resolve(name, RecordType::A, RESOLVER).await, (ResponseCode::Refused, vec![]));
+        }
+        assert_eq!(other.lookup("allowed.test").await.len(), 1);
+        // What is bound stays so.
+        is_served(one).await;
+        assert_eq!(refusals(&lab, one).await, of_one("dns_rate", 3));
+    });
+}
+
+#[test]
+fn a_sandbox_has_only_so_many_new_names_of_a_permitted_zone_looked_up_however_it_asks_for_them() {
+    lab::run(|lab| async move {
+        let names =
+            NameLimits { zone_names: Rate { count: 1, period: HOUR, burst: 2 }, ..NameLimits::default() };
+        let both =
+            two(&lab, Limits { names, ..Limits::default() }, &["allowed.test", "*.allowed.test"]).await;
+        bound(&both).await;
+        let [one, other] = &both;
+        for number in 0..4 {
+            let name = format!("secret{number}.allowed.test");
+            let (code, found) = one.resolve(&name, RecordType::A, RESOLVER).await;
+            let expected = if number < 2 { (ResponseCode::NoError, 1) } else { (ResponseCode::Refused, 0) };
+            assert_eq!((code, found.len()), expected, "{name}");
+        }
+        let events = lab.events(one).await;
+        let event = events.iter().find(|event| event.reason.as_deref() == Some("dns_labels")).unwrap();
+        assert_eq!((&*event.kind, event.count), ("dns_blocked", 2));
+        assert_eq!(event.rule.as_ref().unwrap().text, "allow_out[1] *.allowed.test");
+        assert_eq!(event.host.as_deref(), Some("allowed.test"));
+
+        // In the head of a request to another address of the zone, it is the same.
+        let answer = one.get(ALLOWED, "secret4.allowed.test").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("\"dns_labels\""), "{answer}");
+        assert_eq!(lab.asked_for("secret"), 2);
+        is_served(one).await;
+        let answer = other.get(ALLOWED, "secret5.allowed.test").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(other.lookup("secret6.allowed.test").await.len(), 1);
+        assert_eq!((lab.asked_for("secret5"), lab.asked_for("secret6")), (2, 1));
     });
 }

@@ -7,7 +7,7 @@ use policy::{
     Reason, Rule, Verdict,
 };
 
-use crate::{Egress, flows::Subject};
+use crate::{Egress, NoAddress, flows::Subject};
 
 /// The most addresses of a name that are tried.
 const MAX_CANDIDATES: usize = 4;
@@ -134,7 +134,10 @@ pub(crate) async fn by_name<E: Egress>(
     } else {
         match egress.addresses_of(&name).await {
             Ok(addresses) => addresses,
-            Err(error) => {
+            Err(NoAddress::Refused(verdict)) => {
+                return Err(refusal(in_force, verdict, Some(name), source, destination));
+            }
+            Err(NoAddress::Failed(error)) => {
                 tracing::info!(%name, error, "a permitted name has no address");
                 Vec::new()
             }

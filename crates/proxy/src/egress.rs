@@ -2,7 +2,7 @@
 
 use std::{any::Any, future::Future, net::IpAddr};
 
-use policy::{FlowEvent, FlowTotals, HostName, InForce};
+use policy::{FlowEvent, FlowTotals, HostName, InForce, Verdict};
 
 /// One sandbox as its proxy sees it.
 pub trait Egress: Send + Sync + 'static {
@@ -12,10 +12,8 @@ pub trait Egress: Send + Sync + 'static {
     /// The names that the resolver bound to this address.
     fn names_bound_to(&self, address: IpAddr) -> Vec<HostName>;
 
-    /// The addresses of a permitted name: its bindings, else looked up now and filtered by the policy. Not empty.
-    ///
-    /// The error is a text for the log.
-    fn addresses_of(&self, name: &HostName) -> impl Future<Output = Result<Vec<IpAddr>, String>> + Send;
+    /// The addresses of a permitted name: its bindings, else looked up now, whatever the policy says of them. Not empty.
+    fn addresses_of(&self, name: &HostName) -> impl Future<Output = Result<Vec<IpAddr>, NoAddress>> + Send;
 
     /// Keeps the binding of an address alive until the guard is dropped.
     fn hold(&self, address: IpAddr) -> Hold;
@@ -25,6 +23,15 @@ pub trait Egress: Send + Sync + 'static {
 
     /// Adds what the flow of an allowed event amounted to, when it ends. Never blocks.
     fn finish(&self, id: EventId, totals: FlowTotals);
+}
+
+/// Why there is no address of a permitted name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoAddress {
+    /// It has none, or none was found out: a text for the log.
+    Failed(String),
+    /// It was not looked up, because the sandbox is at one of its limits.
+    Refused(Verdict),
 }
 
 /// A recorded event, for [`Egress::finish`].

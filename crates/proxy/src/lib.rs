@@ -30,7 +30,7 @@ mod serve;
 mod socket;
 mod workers;
 
-pub use egress::{Egress, EventId, Hold};
+pub use egress::{Egress, EventId, Hold, NoAddress};
 pub use flows::Flows;
 pub use serve::{Limits, serve};
 pub use workers::Workers;

@@ -185,3 +185,19 @@ fn what_is_half_open_does_not_stay_so() {
         assert_eq!(lab.flows.half_open(), 0);
     });
 }
+
+#[test]
+fn a_name_that_may_not_be_looked_up_any_more_is_refused_with_that_reason() {
+    lab(|lab| async move {
+        lab.permit(&["good.test", "evil.test"]);
+        lab.proxy(443);
+        let server = Server::listen(GOOD, 443).await;
+        *lab.egress.over_limit.lock() = Some("evil.test".parse().unwrap());
+        let mut client = lab.connect(GOOD, 443).await;
+        write(&mut client, &HelloBuilder::named("evil.test").build()).await;
+        assert_eq!(read_to_end(&mut client).await.0, ACCESS_DENIED);
+        let events = lab.wait_events(1).await;
+        assert_event(&events[0], EventKind::EgressBlocked, "dns_labels", Some("evil.test"), NameSource::Sni);
+        relayed(&lab, &server, 443).await;
+    });
+}

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use dns::{BindRefused, Transport, Upstream, UpstreamConfig, Zone};
+use dns::{BindRefused, Budget, Limits, Transport, Upstream, UpstreamConfig, Zone};
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{
@@ -52,6 +52,7 @@ pub(crate) struct FakeZone {
     pub(crate) successor: Mutex<Option<PolicySpec>>,
     pub(crate) no_sinks: AtomicBool,
     pub(crate) ipv6: AtomicBool,
+    budget: Budget,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +65,10 @@ pub(crate) struct Binding {
 
 impl FakeZone {
     pub(crate) fn new(spec: &PolicySpec) -> Arc<Self> {
+        Self::limited(spec, Limits::default())
+    }
+
+    pub(crate) fn limited(spec: &PolicySpec, limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             in_force: Mutex::new(InForce { policy: compile(spec), generation: 1 }),
             bound: Mutex::default(),
@@ -73,6 +78,7 @@ impl FakeZone {
             successor: Mutex::default(),
             no_sinks: AtomicBool::new(false),
             ipv6: AtomicBool::new(false),
+            budget: Budget::new(limits),
         })
     }
 
@@ -115,6 +121,10 @@ impl Zone for FakeZone {
         }
         self.sinks.lock().push(name.clone());
         Some(Ipv4Addr::new(198, 18, 0, u8::try_from(self.sinks.lock().len()).unwrap()))
+    }
+
+    fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     fn record(&self, event: FlowEvent) {

@@ -9,6 +9,8 @@ use crate::{HostName, Rule, Target, ports::PortQuery};
 pub struct NameZone {
     /// The wildcard or the expression that permits the name.
     pub rule: Rule,
+    /// The name that all names of a wildcard end in; an expression has none.
+    pub apex: Option<HostName>,
     /// How many bytes of the name the entry leaves open: the labels in front of a wildcard's own, with their dots; of
     /// an expression, the whole name.
     pub open_bytes: usize,
@@ -24,11 +26,11 @@ impl Policy {
         }
         let index = self.allow.find_name(name, query)?;
         let length = name.as_str().len();
-        let open_bytes = match &self.allow.entries().get(index)?.target {
-            Target::Subdomains(apex) => length.saturating_sub(apex.as_str().len() + 1),
-            _ => length,
+        let (apex, open_bytes) = match &self.allow.entries().get(index)?.target {
+            Target::Subdomains(apex) => (Some(apex.clone()), length.saturating_sub(apex.as_str().len() + 1)),
+            _ => (None, length),
         };
-        Some(NameZone { rule: self.allow.rule(index), open_bytes })
+        Some(NameZone { rule: self.allow.rule(index), apex, open_bytes })
     }
 }
 
@@ -39,19 +41,21 @@ mod tests {
     use super::*;
     use crate::{Floor, PolicySpec};
 
-    fn zone(allow: &[&str], name: &str) -> Option<(String, usize)> {
+    fn zone(allow: &[&str], name: &str) -> Option<(String, Option<String>, usize)> {
         let allow_out = allow.iter().map(ToString::to_string).collect();
         let spec = PolicySpec { allow_out, ..PolicySpec::default() };
         let policy = Policy::compile(&spec, Arc::new(Floor::new([]))).unwrap();
         let zone = policy.zone(&name.parse().unwrap())?;
-        Some((zone.rule.to_string(), zone.open_bytes))
+        Some((zone.rule.to_string(), zone.apex.map(|apex| apex.to_string()), zone.open_bytes))
     }
 
     #[test]
     fn a_name_below_a_wildcard_is_open_in_front_of_the_wildcards_own_labels() {
         let allow = ["10.0.0.0/8", "*.allowed.test", "~.*-cdn\\.test"];
-        assert_eq!(zone(&allow, "a.b.allowed.test"), Some(("allow_out[1] *.allowed.test".to_owned(), 3)));
-        assert_eq!(zone(&allow, "x-cdn.test"), Some(("allow_out[2] ~.*-cdn\\.test".to_owned(), 10)));
+        let rule = "allow_out[1] *.allowed.test".to_owned();
+        assert_eq!(zone(&allow, "a.b.allowed.test"), Some((rule, Some("allowed.test".to_owned()), 3)));
+        let rule = "allow_out[2] ~.*-cdn\\.test".to_owned();
+        assert_eq!(zone(&allow, "x-cdn.test"), Some((rule, None, 10)));
         assert_eq!(zone(&allow, "other.test"), None);
     }
 

@@ -17,8 +17,11 @@ use std::{
 
 use netns::{Connection, Route, RouteKind};
 use parking_lot::Mutex;
-use policy::{EventKind, Floor, FlowEvent, FlowTotals, HostName, InForce, NameSource, Policy, PolicySpec};
-use proxy::{Egress, EventId, Flows, Hold, Limits, serve};
+use policy::{
+    Decision, EventKind, Floor, FlowEvent, FlowTotals, HostName, InForce, NameSource, Policy, PolicySpec,
+    Reason, Rule, Verdict,
+};
+use proxy::{Egress, EventId, Flows, Hold, Limits, NoAddress, serve};
 use sys::netns::NetNs;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -185,6 +188,8 @@ pub(crate) struct FakeEgress {
     in_force: Mutex<Option<InForce>>,
     bound: Mutex<HashMap<IpAddr, Vec<HostName>>>,
     addresses: Mutex<HashMap<HostName, Vec<IpAddr>>>,
+    /// The name that must not be looked up any more.
+    pub(crate) over_limit: Mutex<Option<HostName>>,
     pub(crate) held: Arc<AtomicUsize>,
     log: watch::Sender<Recorded>,
     /// Runs once, when the addresses of a name are asked for.
@@ -203,6 +208,7 @@ impl FakeEgress {
             in_force: Mutex::default(),
             bound: Mutex::default(),
             addresses: Mutex::default(),
+            over_limit: Mutex::default(),
             held: Arc::default(),
             log: watch::Sender::default(),
             meanwhile: Mutex::default(),
@@ -229,11 +235,15 @@ impl Egress for FakeEgress {
         self.bound.lock().get(&address).cloned().unwrap_or_default()
     }
 
-    async fn addresses_of(&self, name: &HostName) -> Result<Vec<IpAddr>, String> {
+    async fn addresses_of(&self, name: &HostName) -> Result<Vec<IpAddr>, NoAddress> {
         if let Some(meanwhile) = self.meanwhile.lock().take() {
             meanwhile();
         }
-        self.addresses.lock().get(name).cloned().ok_or_else(|| "no such name".to_owned())
+        if self.over_limit.lock().as_ref() == Some(name) {
+            let (decision, rule, reason) = (Decision::Deny, Rule::Default, Reason::DnsLabels);
+            return Err(NoAddress::Refused(Verdict { decision, rule, reason }));
+        }
+        self.addresses.lock().get(name).cloned().ok_or_else(|| NoAddress::Failed("no such name".to_owned()))
     }
 
     fn hold(&self, _: IpAddr) -> Hold {
