@@ -44,6 +44,44 @@ def test_f118_of_a_permitted_name_only_addresses_are_answered(lab, p1):
     assert {line["type"] for line in lab.asked("allowed.test") if line["name"] == "allowed.test"} <= {"A", "AAAA"}
 
 
+def test_f119_a_tunnel_inside_a_permitted_zone_carries_only_what_its_budget_has(lab, sandbox):
+    box = sandbox(network={"allow_out": ["*.allowed.test", "allowed.test", "~[a-z0-9]+\\.sib\\.test"], "deny_out": ["0.0.0.0/0"]})
+    other = sandbox(network={"allow_out": ["*.allowed.test"], "deny_out": ["0.0.0.0/0"]})
+    token = probes.canary()[:12]
+
+    def told(marker: str = "") -> set[str]:
+        return {line["name"] for line in lab.asked(token + marker)}
+
+    # Names run out.
+    short = [f"{token}s{number}.allowed.test" for number in range(600)]
+    long = [f"{token}l{number:0>48}.{'x' * 60}.{'y' * 60}.allowed.test" for number in range(60)]
+    got = [reply["rcode"] for reply in replies(box, [question(name) for name in short])]
+    assert got.count(5) > 300 and got[0] == got[200] == 0, got
+    # Half a name more is given each second.
+    assert 256 <= len(told("s")) <= 256 + 60
+    over = lambda events: [event for event in events if event["reason"] == "dns_labels"]
+    events = over(lab.wait_for_events(box.sandbox_id, lambda events: sum(e["count"] for e in over(events)) == got.count(5)))
+    assert len(events) <= 3, events
+    assert {(e["type"], e["host"], e["rule"]["entry"]) for e in events} == {("dns_blocked", "allowed.test", "*.allowed.test")}
+
+    # Bytes run out before names do, those of another sandbox, whose budget is whole.
+    got = [reply["rcode"] for reply in replies(other, [question(name) for name in long])]
+    assert got[0] == 0 and got.count(5) > 5, got
+    assert sum(len(name) - len(".allowed.test") for name in told("l")) <= 8192 + 1024
+
+    # The server name of a connection is no way around.
+    before = len(told())
+    tried = speak(box, [(world.bind(box, "allowed.test")[0], 443, world.hello(f"{token}t{number}{'z' * 40}.allowed.test".encode())) for number in range(20)])
+    assert tried.count("alert 49") > 10, tried
+    assert len(told()) <= before + 10
+
+    # What was asked before, what is permitted as a host, another zone, and another sandbox go on.
+    assert world.bind(box, short[0]) and world.bind(box, "allowed.test") == [ALLOWED]
+    assert replies(box, [question(f"{token}.sib.test")])[0]["rcode"] != 5
+    assert world.bind(other, "short.allowed.test")
+    world.twin(lab, box)
+
+
 def test_f121_single_labels_and_special_names_are_not_asked(lab, p1):
     names = ["localsite", "wpad", "printer.local", "x.onion", "x.invalid", "_dmarc", "x.cluster.local", "kubernetes.default.svc"]
     replies(p1, [question(name, kind) for name in names for kind in (1, 28, 16)])
@@ -165,8 +203,9 @@ def test_f134_the_clients_own_resolver_entry_opens_nothing_else(lab, sandbox):
     assert lab.sink_lines()[before:] == []
 
 
-def test_f136_a_flood_of_queries_is_answered_or_refused_and_the_resolver_lives(lab, p2, p1):
-    counted = probes.run(p2, """
+def test_f136_a_flood_of_queries_is_answered_or_refused_and_the_resolver_lives(lab, sandbox, p1):
+    box = sandbox(network={"allow_out": ["*.allowed.test"], "deny_out": ["0.0.0.0/0"]})
+    counted = probes.run(box, """
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         client.setblocking(False)
         client.connect(("8.8.8.8", 53))
@@ -189,7 +228,9 @@ def test_f136_a_flood_of_queries_is_answered_or_refused_and_the_resolver_lives(l
     assert sent > 1000 and got > 100, counted
     # A neighbour is served meanwhile and after.
     assert world.bind(p1, "allowed.test") == [ALLOWED]
-    world.wait_for(lambda: probes.lookup(p2, "nobody.evil.test")["ok"])
+    world.wait_for(lambda: probes.lookup(box, "nobody.evil.test")["ok"])
+    reasons = {event["reason"] for event in lab.events(box.sandbox_id) if event["type"] == "dns_blocked"}
+    assert reasons & {"dns_rate", "dns_labels"}, reasons
 
 
 def test_f137_the_c_library_finds_permitted_names_and_only_those(lab, p1):

@@ -57,6 +57,13 @@ const FIELDS: &[Field] = &[
     field!("wire_flows", 1..=MANY, network.wires.max_flows),
     field!("wire_flows_per_second", 1..=MANY, network.wires.new_flows),
     field!("wire_flows_burst", 1..=MANY, network.wires.burst),
+    field!("dns_queries_per_second", 1..=MANY, network.names.queries.count),
+    field!("dns_queries_burst", 1..=MANY, network.names.queries.burst),
+    field!("dns_lookups", 1..=MANY, network.names.max_lookups),
+    field!("zone_names", 1..=MANY, network.names.zone_names.burst),
+    field!("zone_names_per_minute", 1..=MANY, network.names.zone_names.count),
+    field!("zone_bytes", 1..=MANY, network.names.zone_bytes.burst),
+    field!("zone_bytes_per_minute", 1..=MANY, network.names.zone_bytes.count),
     field!("bound_names", 1..=MANY, network.bindings.max_names),
     field!("bound_addresses", 1..=MANY, network.bindings.max_addresses),
 ];
