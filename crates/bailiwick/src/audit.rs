@@ -1,6 +1,8 @@
 //! `bailiwick audit`: the events, as a table a person likes to read, or as JSON lines.
 
-use std::time::Duration;
+mod verify;
+
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -10,7 +12,7 @@ use policy::Decision;
 use store::{EventQuery, EventRecord, Order, Store};
 
 use crate::{
-    cli::AuditArgs,
+    cli::{AuditArgs, AuditCommand},
     config::{Config, DataArgs, ServeArgs},
     exit::{self, BadInput},
 };
@@ -18,15 +20,22 @@ use crate::{
 /// How often new events are looked for with `--follow`.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Prints events; with `--follow` until interrupted.
+/// Shows or checks the events.
 pub(crate) async fn run(data: &DataArgs, args: &AuditArgs) -> Result<u8> {
-    let config = Config::load(data, &ServeArgs::default())?;
-    let directory = &config.data_dir;
+    let directory = Config::load(data, &ServeArgs::default())?.data_dir;
     anyhow::ensure!(
         directory.join(store::DATABASE).exists(),
         "there are no events in {}: no daemon has run with this --data-dir",
         directory.display()
     );
+    match &args.command {
+        Some(AuditCommand::Verify(args)) => verify::run(&directory, args).await,
+        None => show(&directory, args).await,
+    }
+}
+
+/// Prints events; with `--follow` until interrupted.
+async fn show(directory: &Path, args: &AuditArgs) -> Result<u8> {
     let store = Store::open_beside(directory)
         .await
         .with_context(|| format!("opening the events in {}", directory.display()))?;
@@ -59,7 +68,7 @@ pub(crate) async fn run(data: &DataArgs, args: &AuditArgs) -> Result<u8> {
 }
 
 /// A point in time, or how long ago.
-fn parse_since(text: &str) -> Result<Timestamp> {
+pub(crate) fn parse_since(text: &str) -> Result<Timestamp> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }

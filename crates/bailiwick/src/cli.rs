@@ -124,7 +124,11 @@ pub(crate) struct RunArgs {
 
 /// Options of `bailiwick audit`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct AuditArgs {
+    /// Something else than showing them
+    #[command(subcommand)]
+    pub command: Option<AuditCommand>,
     /// Sandbox to show; all of them if omitted
     pub sandbox: Option<String>,
     /// Keep showing events as they happen
@@ -145,6 +149,27 @@ pub(crate) struct AuditArgs {
     /// At most this many events (the newest)
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
+}
+
+/// Commands about events.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Check that no event was removed, changed, moved or inserted: exit 0 intact, 1 not, 2 bad input
+    Verify(VerifyArgs),
+}
+
+/// Options of `bailiwick audit verify`.
+#[derive(Args, Debug)]
+pub(crate) struct VerifyArgs {
+    /// Sandbox whose events to check; all of them, and the service's own, if omitted
+    pub sandbox: Option<String>,
+    /// Hash that an earlier check printed and that was kept elsewhere: it must still be a link of what is checked,
+    /// so that it was not all written anew; repeatable
+    #[arg(long, value_name = "HASH")]
+    pub expect: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Commands about policies.

@@ -14,6 +14,7 @@ mod keys;
 mod limits;
 mod logging;
 mod node;
+mod printable;
 mod run;
 mod serve;
 mod template;

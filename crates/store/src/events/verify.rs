@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
 pub use self::report::{ChainReport, Finding, Problem};
-use self::walk::Walk;
+use self::{report::Place, walk::Walk};
 use super::chain::{ChainHash, Head, OPENED, PRUNED, Pruned, RETIRED, Retired, SERVICE};
 use crate::{StoreError, error::doing};
 
@@ -76,7 +76,7 @@ impl Check<'_> {
         };
         let Some(head) = head else {
             let mut report = ChainReport::new(sandbox, ChainHash::genesis(self.stream), 0, 0);
-            report.add(None, None, Problem::HeadMissing);
+            report.add(Place::default(), Problem::HeadMissing);
             return Ok(Some(report));
         };
         let mut report = ChainReport::new(sandbox, head.link, head.seq, head.pruned_seq);
@@ -142,7 +142,8 @@ impl Check<'_> {
                 .fetch_optional(&mut *self.connection)
                 .await?;
             if found.flatten() != Some(seq) {
-                report.add(None, Some(seq), Problem::ChainMissing { sandbox_id: stream });
+                let place = Place { seq: Some(seq), ..Place::default() };
+                report.add(place, Problem::ChainMissing { sandbox_id: stream });
             }
         }
         Ok(())
@@ -157,7 +158,7 @@ impl Check<'_> {
         .fetch_all(&mut *self.connection)
         .await?;
         for id in strays {
-            report.add(Some(id), None, Problem::Unchained);
+            report.add(Place { event: Some(id), ..Place::default() }, Problem::Unchained);
         }
         Ok(())
     }
@@ -173,7 +174,7 @@ impl Check<'_> {
                 && row.try_get("detail").is_ok_and(|stream: &str| stream == self.stream)
         });
         if !says_so {
-            report.add(None, None, Problem::NotOpened);
+            report.add(Place::default(), Problem::NotOpened);
         }
         Ok(())
     }
@@ -195,6 +196,6 @@ fn check_beginning(stream: &str, head: &Head, pruned: Option<&Pruned>, report: &
         None => (0, Some(ChainHash::genesis(stream))),
     };
     if expected != (head.pruned_seq, Some(head.pruned_link)) {
-        report.add(None, None, Problem::BeginningMissing);
+        report.add(Place::default(), Problem::BeginningMissing);
     }
 }

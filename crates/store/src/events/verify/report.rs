@@ -5,6 +5,7 @@ use std::{
     fmt::{self, Display},
 };
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::super::chain::ChainHash;
@@ -42,9 +43,15 @@ pub struct Finding {
     /// The event it was found at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<u64>,
-    /// The position in the chain, from 1.
+    /// The sequence number in the chain, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub position: Option<u64>,
+    pub sequence: Option<u64>,
+    /// When what it was found at happened, as far as what is stored can be believed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<Timestamp>,
+    /// When what is before that in the chain happened: if something is gone, it happened in between.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Timestamp>,
     /// What is wrong.
     #[serde(flatten)]
     pub problem: Problem,
@@ -89,6 +96,16 @@ pub enum Problem {
     },
 }
 
+/// Where something was found, as it is stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place {
+    pub(super) event: Option<i64>,
+    pub(super) seq: Option<i64>,
+    /// Microseconds since 1970, and so is `after`.
+    pub(super) time: Option<i64>,
+    pub(super) after: Option<i64>,
+}
+
 impl ChainReport {
     pub(super) fn new(sandbox_id: Option<String>, head: ChainHash, links: i64, pruned: i64) -> Self {
         Self {
@@ -108,10 +125,15 @@ impl ChainReport {
         self.findings.is_empty()
     }
 
-    pub(super) fn add(&mut self, event: Option<i64>, position: Option<i64>, problem: Problem) {
+    pub(super) fn add(&mut self, place: Place, problem: Problem) {
         if self.findings.len() < MOST_FINDINGS {
-            let (event, position) = (event.map(unsigned), position.map(unsigned));
-            self.findings.push(Finding { event, position, problem });
+            self.findings.push(Finding {
+                event: place.event.map(unsigned),
+                sequence: place.seq.map(unsigned),
+                time: place.time.and_then(|micros| Timestamp::from_microsecond(micros).ok()),
+                after: place.after.and_then(|micros| Timestamp::from_microsecond(micros).ok()),
+                problem,
+            });
         } else {
             self.more_findings += 1;
         }
@@ -120,10 +142,10 @@ impl ChainReport {
 
 impl Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.event, self.position) {
-            (Some(event), Some(position)) => write!(f, "event {event} (link {position}): ")?,
+        match (self.event, self.sequence) {
+            (Some(event), Some(sequence)) => write!(f, "event {event} (sequence {sequence}): ")?,
             (Some(event), None) => write!(f, "event {event}: ")?,
-            (None, Some(position)) => write!(f, "link {position}: ")?,
+            (None, Some(sequence)) => write!(f, "sequence {sequence}: ")?,
             (None, None) => {}
         }
         self.problem.fmt(f)

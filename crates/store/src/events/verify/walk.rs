@@ -9,7 +9,7 @@ use super::{
         chain::{AMENDED, ChainHash, Head, OPENED, PRUNED, RETIRED, RecordValues, link_of, record_values},
         columns::{self, Outcome},
     },
-    report::{ChainReport, Problem},
+    report::{ChainReport, Place, Problem},
 };
 
 /// How many rows are read at a time.
@@ -23,6 +23,8 @@ pub(super) struct Walk<'a> {
     /// The position and the link of what was seen last.
     seq: i64,
     link: ChainHash,
+    /// Its time, if it was seen.
+    time: Option<i64>,
 }
 
 /// Rows that were read and not yet looked at.
@@ -45,7 +47,14 @@ pub(super) struct Step {
 impl<'a> Walk<'a> {
     pub(super) fn new(stream: &'a str, head: &Head) -> Self {
         let page = || Page { rows: VecDeque::new(), from: i64::MIN, is_last: false };
-        Self { stream, events: page(), records: page(), seq: head.pruned_seq, link: head.pruned_link }
+        Self {
+            stream,
+            events: page(),
+            records: page(),
+            seq: head.pruned_seq,
+            link: head.pruned_link,
+            time: None,
+        }
     }
 
     /// Passes the next link that has a place in the chain; reports what is wrong until then.
@@ -77,9 +86,13 @@ impl<'a> Walk<'a> {
     pub(super) fn end(&self, head: &Head, report: &mut ChainReport) {
         if self.seq < head.seq {
             let count = u64::try_from(head.seq.saturating_sub(self.seq)).unwrap_or(0);
-            report.add(None, None, Problem::EndMissing { count });
+            let first = Some(self.seq.saturating_add(1));
+            report.add(
+                Place { seq: first, after: self.time, ..Place::default() },
+                Problem::EndMissing { count },
+            );
         } else if self.seq > head.seq || self.link != head.link {
-            report.add(None, None, Problem::EndDiffers);
+            report.add(Place::default(), Problem::EndDiffers);
         }
     }
 
@@ -120,7 +133,7 @@ impl<'a> Walk<'a> {
         let id = row.try_get("id").ok();
         report.events += 1;
         let Some(seq) = seq_of(&row) else {
-            report.add(id, None, Problem::Unchained);
+            report.add(self.place(id, None, &row), Problem::Unchained);
             return None;
         };
         let Ok(mut values) = columns::stored(&row) else {
@@ -138,7 +151,7 @@ impl<'a> Walk<'a> {
     fn pass_record(&mut self, report: &mut ChainReport) -> Option<Step> {
         let row = self.records.rows.pop_front()?;
         let Some(seq) = seq_of(&row) else {
-            report.add(None, None, Problem::Unreadable);
+            report.add(self.place(None, None, &row), Problem::Unreadable);
             return None;
         };
         let values: Option<RecordValues<'_>> = record_values(&row).ok();
@@ -169,8 +182,9 @@ impl<'a> Walk<'a> {
         report: &mut ChainReport,
     ) -> Option<Step> {
         let event = computed.and_then(|(event, _)| event).or(problem.as_ref().and_then(|(event, _)| *event));
+        let place = self.place(event, Some(seq), row);
         if seq <= self.seq {
-            report.add(event, Some(seq), Problem::Misplaced);
+            report.add(place, Problem::Misplaced);
             return None;
         }
         let stored = link_of(row, "link").ok();
@@ -178,18 +192,23 @@ impl<'a> Walk<'a> {
         let mut whole = missing == 0;
         if missing > 0 {
             let count = u64::try_from(missing).unwrap_or(0);
-            report.add(event, Some(seq), Problem::Missing { count });
+            report.add(place, Problem::Missing { count });
         } else if stored.is_none() || computed.is_some_and(|(_, link)| stored != Some(link)) {
-            report.add(event, Some(seq), Problem::Changed);
+            report.add(place, Problem::Changed);
             whole = false;
         }
         if let Some((event, problem)) = problem {
-            report.add(event, Some(seq), problem);
+            report.add(Place { event, ..place }, problem);
             whole = false;
         }
         self.seq = seq;
+        self.time = place.time;
         self.link = stored.or(computed.map(|(_, link)| link)).unwrap_or(self.link);
         Some(Step { seq, link: whole.then_some(self.link), record: None })
+    }
+
+    fn place(&self, event: Option<i64>, seq: Option<i64>, row: &SqliteRow) -> Place {
+        Place { event, seq, time: row.try_get("time").ok().flatten(), after: self.time }
     }
 }
 
