@@ -1,9 +1,18 @@
 //! The command line.
 
+mod policy;
+mod sandbox;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use self::{
+    policy::{ExplainArgs, GetPolicyArgs, PolicyCommand, PolicySource, RatchetArgs, SetPolicyArgs},
+    sandbox::{
+        CopyArgs, CreateArgs, ExecArgs, IdsArgs, LogsArgs, LsArgs, SandboxArgs, SandboxCommand, TimeoutArgs,
+    },
+};
 use crate::config::{DataArgs, ServeArgs};
 
 /// A sandbox for an agent's code, and a firewall that decides, connection by connection, what it may reach.
@@ -27,9 +36,11 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show what was permitted and what was refused, and why
     Audit(AuditArgs),
-    /// Ask what a policy means
+    /// Ask what a policy means; show and replace that of a sandbox
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Create sandboxes, use and end them, through a daemon
+    Sandbox(SandboxArgs),
     /// Check whether this machine can run sandboxes, and say what to do if not
     Doctor(DoctorArgs),
     /// Find and remove what sandboxes left behind and no record owns
@@ -75,13 +86,27 @@ pub(crate) struct PolicyArgs {
 
 impl PolicyArgs {
     /// The policy these options ask for.
-    pub(crate) fn spec(&self) -> policy::PolicySpec {
-        policy::PolicySpec {
+    pub(crate) fn spec(&self) -> ::policy::PolicySpec {
+        ::policy::PolicySpec {
             allow_out: self.allow_out.clone(),
             deny_out: self.deny_out.clone(),
-            ..policy::PolicySpec::default()
+            ..::policy::PolicySpec::default()
         }
     }
+}
+
+/// Which daemon to talk to, and as whom.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ApiArgs {
+    /// Address of the daemon's API [default: what DECLAW_API_URL or DECLAW_DOMAIN say, else http://127.0.0.1:8080]
+    #[arg(long, env = "BAILIWICK_API_URL", value_name = "URL", global = true)]
+    pub api_url: Option<String>,
+    /// File with the API key [default: the key is in BAILIWICK_API_KEY or DECLAW_API_KEY]
+    #[arg(long, env = "BAILIWICK_API_KEY_FILE", value_name = "FILE", global = true)]
+    pub api_key_file: Option<PathBuf>,
+    /// Authorities (PEM) that the daemon's certificate is checked by [default: those the system trusts]
+    #[arg(long, env = "BAILIWICK_API_CA", value_name = "FILE", global = true)]
+    pub api_ca: Option<PathBuf>,
 }
 
 /// Options of `bailiwick run`.
@@ -170,30 +195,6 @@ pub(crate) struct VerifyArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// Commands about policies.
-#[derive(Debug, Subcommand)]
-pub(crate) enum PolicyCommand {
-    /// Say whether a policy permits a destination, and which rule decides: exit 0 permitted, 3 refused, 2 bad input
-    Explain(ExplainArgs),
-}
-
-/// Options of `bailiwick policy explain`.
-#[derive(Args, Debug)]
-pub(crate) struct ExplainArgs {
-    /// The policy
-    #[command(flatten)]
-    pub policy: PolicyArgs,
-    /// Transport protocol
-    #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
-    pub protocol: String,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// The destination: HOST:PORT, ADDRESS:PORT or [V6]:PORT
-    #[arg(value_name = "HOST:PORT")]
-    pub destination: String,
 }
 
 /// Options of `bailiwick doctor`.

@@ -1,5 +1,7 @@
 //! Exit codes: part of the interface, the same for every command.
 
+use crate::remote::ApiFailure;
+
 /// Everything went well, or the destination is permitted.
 pub(crate) const OK: u8 = 0;
 /// Something failed.
@@ -17,7 +19,10 @@ pub(crate) struct BadInput(pub String);
 /// The exit code of an error.
 pub(crate) fn code_of(error: &anyhow::Error) -> u8 {
     let bad_input = error.chain().any(|cause| {
-        cause.is::<BadInput>() || cause.is::<policy::PolicyError>() || cause.is::<policy::HostNameError>()
+        cause.is::<BadInput>()
+            || cause.is::<policy::PolicyError>()
+            || cause.is::<policy::HostNameError>()
+            || cause.downcast_ref::<ApiFailure>().is_some_and(ApiFailure::is_bad_input)
     });
     if bad_input { BAD_INPUT } else { FAILED }
 }

@@ -14,8 +14,11 @@ mod keys;
 mod limits;
 mod logging;
 mod node;
+mod policies;
 mod printable;
+mod remote;
 mod run;
+mod sandboxes;
 mod serve;
 mod template;
 
@@ -50,6 +53,10 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Run(args) => run::run(&cli.data, args),
         Command::Audit(args) => block_on(audit::run(&cli.data, args)),
         Command::Policy(PolicyCommand::Explain(args)) => explain::run(args),
+        Command::Policy(PolicyCommand::Get(args)) => block_on(policies::get(args)),
+        Command::Policy(PolicyCommand::Set(args)) => block_on(policies::set(args)),
+        Command::Policy(PolicyCommand::Ratchet(args)) => block_on(policies::ratchet(args)),
+        Command::Sandbox(args) => block_on(sandboxes::run(args)),
         Command::Doctor(args) => doctor::run(&cli.data, args),
         Command::Gc(args) => gc::run(&cli.data, args),
         Command::Template(command) => template::run(&cli.data, command),

@@ -201,7 +201,7 @@ fn refusals(events: &[EventRecord]) -> Option<String> {
 }
 
 /// `K=V`, or `K` with this environment's value.
-fn environment(entries: &[String]) -> Result<BTreeMap<String, String>> {
+pub(crate) fn environment(entries: &[String]) -> Result<BTreeMap<String, String>> {
     let parse = |entry: &String| {
         if let Some((name, value)) = entry.split_once('=') {
             return Ok((name.to_owned(), value.to_owned()));
@@ -237,7 +237,7 @@ fn parse_mount(text: &str) -> Result<BindMount> {
 }
 
 /// One word is a command line for the shell; several are a program and its arguments, each quoted.
-fn command_line(words: &[String]) -> String {
+pub(crate) fn command_line(words: &[String]) -> String {
     match words {
         [one] => one.clone(),
         many => many.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),

@@ -1,0 +1,34 @@
+//! `bailiwick sandbox exec`: one command, its output and its exit code.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use client::{Client, NewCommand};
+
+use crate::{cli::ExecArgs, exit, remote::ApiFailure, run};
+
+/// Runs the command; gives its exit code. The daemon kills it when this program is gone.
+pub(super) async fn run(connect: impl FnOnce() -> Result<Client>, args: &ExecArgs) -> Result<u8> {
+    let command = NewCommand {
+        cmd: run::command_line(&args.command),
+        user: args.user.clone(),
+        envs: run::environment(&args.env)?,
+        cwd: args.cwd.clone(),
+        timeout: args.timeout.map(|timeout| timeout.as_secs_f64()),
+    };
+    let ended = connect()?.run(&args.id, &command).await.map_err(ApiFailure)?;
+    if args.json {
+        anstream::println!("{}", serde_json::to_string(&ended)?);
+    } else {
+        // As they are: what reads this may be a program.
+        std::io::stdout().write_all(ended.stdout.as_bytes()).context("writing to standard output")?;
+        let mut stderr = std::io::stderr();
+        stderr.write_all(ended.stderr.as_bytes()).context("writing to standard error")?;
+        for (truncated, stream) in [(ended.stdout_truncated, "output"), (ended.stderr_truncated, "error")] {
+            if truncated {
+                writeln!(stderr, "bailiwick: there was more on standard {stream} than the daemon keeps")?;
+            }
+        }
+    }
+    Ok(u8::try_from(ended.exit_code).unwrap_or(exit::FAILED))
+}
