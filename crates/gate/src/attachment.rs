@@ -106,6 +106,7 @@ impl Attachment {
             // The runtime is shutting down, and with the daemon every wire goes.
             tracing::debug!("a wire was left to the end of the daemon");
         }
+        self.member.sandbox.close();
         self.release();
     }
 

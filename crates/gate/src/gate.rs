@@ -142,6 +142,7 @@ impl Gate {
         let (member, listeners) = blocking(move || {
             let (namespace, interior) = open()?;
             let (sandbox, listeners) = shared.sandbox(namespace, interior, request);
+            sandbox.record_absence();
             let member = Arc::new(Member::new(Arc::new(sandbox)));
             if let Err(error) = member.start(&shared) {
                 member.release(&shared);

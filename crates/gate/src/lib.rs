@@ -20,6 +20,7 @@ mod error;
 mod events;
 mod fence;
 mod gate;
+mod ledger;
 mod limits;
 mod member;
 mod namespace;

@@ -34,7 +34,7 @@ pub(crate) struct Ruleset<'a> {
     pub(crate) proxy_port: u16,
 }
 
-/// The counter of refused packets.
+/// The counter of refused packets that are attempts: each of them is to be recorded.
 pub(crate) const REFUSED: &str = "refused";
 /// The counter of those that should have been logged and were too many.
 pub(crate) const UNLOGGED: &str = "unlogged";
@@ -256,15 +256,15 @@ const ICMPV6_LISTENERS: std::ops::RangeInclusive<u8> = 130..=132;
 const ICMPV6_NEIGHBOURS: std::ops::RangeInclusive<u8> = 133..=137;
 const ICMPV6_MLDV2: u8 = 143;
 
-/// Logged (of TCP only the opening packet: the rest are no attempts), counted, answered so that nobody waits.
+/// Counted and logged (of TCP only the opening packet: the rest are no attempts), answered so that nobody waits.
 fn refuse(batch: &mut Batch, table: &Table) {
     let log = Log { group: LOG_GROUP, prefix: String::new(), snaplen: SNAPLEN, qthreshold: 0 };
     batch
+        .add_rule(table, "report", rule().count(REFUSED).end())
         .add_rule(table, "report", rule().limit_per_second(LOG_RATE, LOG_BURST).log(&log).ret())
         .add_rule(table, "report", rule().count(UNLOGGED).end())
         .add_rule(table, "refuse", rule().tcp().syn().jump("report"))
         .add_rule(table, "refuse", rule().l4proto_not(TCP).jump("report"))
-        .add_rule(table, "refuse", rule().count(REFUSED).end())
         .add_rule(table, "refuse", rule().tcp().reset())
         .add_rule(table, "refuse", rule().reject(Unreachable::AdminProhibited));
 }

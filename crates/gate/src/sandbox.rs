@@ -21,6 +21,7 @@ use crate::{
     addresses::Slot,
     bindings::{Bindings, Change},
     events::{self, Known, Policies},
+    ledger::Ledger,
     node::Node,
     ports::NamedPorts,
     proof::Expected,
@@ -62,8 +63,10 @@ pub(crate) struct Force {
 struct Kernel {
     filter: nft::Connection,
     bindings: Bindings,
-    /// What the counter of packets that were not logged showed when it was last read.
-    unlogged: u64,
+    /// Refused packets, as the kernel counts them and as they are recorded.
+    ledger: Ledger,
+    /// Whether nothing is compared any more.
+    is_closed: bool,
 }
 
 impl Sandbox {
@@ -84,7 +87,12 @@ impl Sandbox {
             names: Budget::new(shares.limits.names),
             shares,
             force: ArcSwap::from_pointee(Force::new(first, None)),
-            kernel: Arc::new(Mutex::new(Kernel { filter, bindings, unlogged: 0 })),
+            kernel: Arc::new(Mutex::new(Kernel {
+                filter,
+                bindings,
+                ledger: Ledger::default(),
+                is_closed: false,
+            })),
             sinks: Mutex::default(),
             proxy_port,
             expected: Expected::default(),
@@ -117,22 +125,47 @@ impl Sandbox {
             |name| force.ports.permitted(policy, name),
         );
         let batch = rules.batch(bindings.installed());
-        self.count_unlogged(&mut kernel);
+        // With the old table its counters go. (What is refused between the two is recorded, and not counted.)
+        self.read_counters(&mut kernel);
         kernel.filter.commit(batch).map_err(|error| GateError::Rules("the sandbox", error))?;
-        // The new table's counters begin anew.
-        kernel.unlogged = 0;
         kernel.bindings = bindings;
         self.force.store(Arc::new(force));
         Ok(())
     }
 
-    /// What is due now and then: ends bindings whose time is over, and records how many refusals were too many.
+    /// Records what was refused while no daemon was there to be told: what the table of an earlier one has counted since
+    /// that one looked last. If it died, it may have recorded some of that.
+    pub(crate) fn record_absence(&self) {
+        let counted = self.kernel.lock().filter.take_counter(&ruleset::table(), ruleset::REFUSED);
+        match counted {
+            Ok(counter) => self.recorder.gap("daemon_away", counter.packets),
+            // The namespace may be new, or the table that of a version without this counter.
+            Err(error) => {
+                tracing::debug!(sandbox = self.recorder.sandbox(), %error, "nothing was counted before")
+            }
+        }
+    }
+
+    /// What is due now and then: ends bindings whose time is over, and records how many refusals were not recorded.
     pub(crate) fn tidy(&self) {
         let mut kernel = self.kernel.lock();
-        self.count_unlogged(&mut kernel);
+        if !kernel.is_closed {
+            let missing = kernel.ledger.find_missing();
+            self.recorder.gap(MISSING, missing);
+            self.read_counters(&mut kernel);
+        }
         let change = kernel.bindings.expire(Instant::now());
         if let Err(error) = self.apply(&mut kernel, &change) {
             tracing::warn!(sandbox = self.recorder.sandbox(), %error, "expired bindings were not removed");
+        }
+    }
+
+    /// Compares for the last time, when everything that was logged has been read.
+    pub(crate) fn close(&self) {
+        let mut kernel = self.kernel.lock();
+        if !std::mem::replace(&mut kernel.is_closed, true) {
+            self.read_counters(&mut kernel);
+            self.recorder.gap(MISSING, kernel.ledger.close());
         }
     }
 
@@ -143,25 +176,29 @@ impl Sandbox {
 
     /// Records what the sandbox's own packet filter refused.
     pub(crate) fn record_refusals(&self, received: Received) {
-        self.recorder.gap("kernel_log", received.lost);
-        for packet in received.packets {
-            self.record_refusal(&packet);
-        }
+        let recorded = received.packets.iter().filter(|packet| self.record_refusal(packet)).count();
+        let mut kernel = self.kernel.lock();
+        let lost = kernel.ledger.lost(received.lost);
+        kernel.ledger.accounted(u64::try_from(recorded).unwrap_or(u64::MAX));
+        self.recorder.gap("kernel_log", lost);
     }
 
-    /// Records one packet that a packet filter refused.
-    pub(crate) fn record_refusal(&self, packet: &Packet) {
+    /// Records one packet that a packet filter refused, unless the daemon expects that. Returns false if it cannot be
+    /// told what it was.
+    pub(crate) fn record_refusal(&self, packet: &Packet) -> bool {
         if packet.flow.and_then(target).is_some_and(|target| self.expected.take(target)) {
-            return;
+            return true;
         }
         let force = self.force();
         let event = packet
             .flow
             .as_ref()
             .and_then(|headers| events::refusal(headers, self.known(headers.destination), &force.policies()));
+        let is_told = event.is_some();
         if let Some(event) = event {
             self.recorder.flow(event);
         }
+        is_told
     }
 
     /// Records one new flow that goes by the wire. Gives its event and its headers.
@@ -191,15 +228,16 @@ impl Sandbox {
         }
     }
 
-    /// Compares with the kernel's own counter.
-    fn count_unlogged(&self, kernel: &mut Kernel) {
-        let Ok(counters) = kernel.filter.counters(&ruleset::table()) else {
-            // There is no table before the first policy is in force.
-            return;
-        };
-        if let Some(counter) = counters.iter().find(|counter| counter.name == ruleset::UNLOGGED) {
-            self.recorder.gap("kernel_log_limit", counter.packets.saturating_sub(kernel.unlogged));
-            kernel.unlogged = counter.packets;
+    /// Reads the kernel's own counters, and records how many refusals were too many to be logged.
+    fn read_counters(&self, kernel: &mut Kernel) {
+        // Before the other, which counts what this one does: so less is counted than is accounted for, if at all.
+        if let Ok(refused) = kernel.filter.take_counter(&ruleset::table(), ruleset::REFUSED) {
+            kernel.ledger.counted(refused.packets);
+        }
+        // There is no table before the first policy is in force.
+        if let Ok(unlogged) = kernel.filter.take_counter(&ruleset::table(), ruleset::UNLOGGED) {
+            kernel.ledger.accounted(unlogged.packets);
+            self.recorder.gap("kernel_log_limit", unlogged.packets);
         }
     }
 
@@ -262,6 +300,9 @@ impl Force {
         Policies { now: &self.now, before: self.before.as_ref() }
     }
 }
+
+/// The reason of an `audit_gap`: the kernel counted more refusals than were recorded or told to be lost.
+const MISSING: &str = "kernel_counter";
 
 /// Keeps a binding from expiring.
 struct Held {

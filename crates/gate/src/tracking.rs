@@ -192,7 +192,9 @@ impl Tracking {
                     self.state.lock().wired.limited(slot);
                     sandbox.record_limit(&packet);
                 }
-                _ => sandbox.record_refusal(&packet),
+                _ => {
+                    let _is_told = sandbox.record_refusal(&packet);
+                }
             }
         }
     }

@@ -300,3 +300,52 @@ fn a_flood_of_refusals_is_bounded_and_what_was_not_recorded_is_counted() {
         assert!(refused > 0 && gap > 0, "{refused} + {gap}");
     });
 }
+
+/// The gaps that were recorded, by reason.
+async fn gaps(lab: &lab::Lab) -> Vec<(String, u64)> {
+    lab.audit.flush().await.unwrap();
+    let page = lab.store.events().query(&store::EventQuery::default()).await.unwrap();
+    let gaps = page.events.iter().filter(|event| event.kind == "audit_gap");
+    gaps.map(|gap| (gap.reason.as_deref().unwrap().to_owned(), gap.count)).collect()
+}
+
+#[test]
+fn what_the_kernel_counted_and_nobody_recorded_is_an_audit_gap() {
+    lab::run(|lab| async move {
+        let refused = async |sandbox: &lab::Sandbox, port: u16| {
+            let attempts = move || {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                for _ in 0..7 {
+                    let _refused = socket.send_to(b"x", ("93.184.216.34", port));
+                }
+            };
+            sandbox.run(attempts).await;
+        };
+        // The twin: everything that was counted was recorded, over a change of the policy too.
+        let sandbox = lab.allowing(&["api.github.com"]).await;
+        refused(&sandbox, 9).await;
+        sandbox.0.set_policy(lab.policy(&lab::allow(&["*.github.com"]))).await.unwrap();
+        refused(&sandbox, 9).await;
+        sandbox.0.detach().await;
+        assert_eq!(gaps(&lab).await, []);
+
+        let sandbox = lab.allowing(&["api.github.com"]).await;
+        // As if the kernel had not managed to log what it counted.
+        sandbox
+            .run(|| {
+                use nft::{Batch, Chain, ChainType, Hook, Policy, Table, priority, rule};
+                let (table, mut batch) = (Table::inet("bailiwick"), Batch::new());
+                let lossy =
+                    Chain::base("lossy", ChainType::Filter, Hook::Output, priority::RAW, Policy::Accept);
+                batch.add_chain(&table, &lossy);
+                batch.add_rule(&table, "lossy", rule().udp().dport(7).count("refused").drop());
+                nft::Connection::open().unwrap().commit(batch).unwrap();
+            })
+            .await;
+        refused(&sandbox, 7).await;
+        refused(&sandbox, 9).await;
+        sandbox.0.detach().await;
+        sandbox.0.detach().await;
+        assert_eq!(gaps(&lab).await, [("kernel_counter".to_owned(), 7)]);
+    });
+}

@@ -169,6 +169,40 @@ fn the_next_daemon_adopts_the_sandbox_and_everything_passes_again() {
     });
 }
 
+#[test]
+fn what_was_refused_while_no_daemon_was_there_is_an_audit_gap() {
+    lab::run(|lab| async move {
+        let gaps = async || {
+            lab.audit.flush().await.unwrap();
+            let page = lab.store.events().query(&store::EventQuery::default()).await.unwrap();
+            let gaps = page.events.into_iter().filter(|event| event.kind == "audit_gap");
+            gaps.map(|gap| (gap.reason.unwrap().into_owned(), gap.count)).collect::<Vec<_>>()
+        };
+        let (daemon, inside) = Daemon::start(&lab.node);
+        daemon.kill();
+        inside
+            .run(|| {
+                for _ in 0..5 {
+                    assert_eq!(kind(lab::connect("8.8.8.8:443".parse().unwrap())), ConnectionRefused);
+                }
+            })
+            .unwrap();
+        let gate = lab::start_gate("restarting").await;
+        let adopt = async || {
+            let namespace: OwnedFd = inside.as_fd().try_clone_to_owned().unwrap();
+            Sandbox(gate.adopt(namespace, lab.request(&allow(&ENTRIES))).await.unwrap())
+        };
+        let sandbox = adopt().await;
+        let [(reason, count)] = &gaps().await[..] else { panic!("one gap") };
+        // The daemon that was killed refused some by itself, to prove its rules, which nobody knows any more.
+        assert!(reason == "daemon_away" && (5..20).contains(count), "{reason}: {count}");
+        // The twin: what an adopting daemon sees is recorded.
+        assert_eq!(kind(sandbox.connect("8.8.8.8:443").await), ConnectionRefused);
+        sandbox.0.detach().await;
+        assert_eq!(gaps().await.len(), 1);
+    });
+}
+
 /// Whether a query gets no answer for a while. A datagram cannot be refused where it is found that nobody takes it:
 /// the kernel has no address from which to say so. Programs ask again, and may find the next daemon.
 fn unanswered(server: &str) -> bool {

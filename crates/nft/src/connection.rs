@@ -100,6 +100,53 @@ impl Connection {
         self.list(&what, msg::GETOBJ, table.family().nfproto(), filter, read)
     }
 
+    /// What a named counter shows. It begins anew with that: each packet is in the answer to one call.
+    ///
+    /// # Errors
+    /// [`Error::List`] with `NotFound` if there is no such counter.
+    pub fn take_counter(&mut self, table: &Table, name: &str) -> Result<CounterValue, Error> {
+        let what = format!("counter `{name}` of table `{}`", table.name());
+        self.listings = self.listings.wrapping_add(1);
+        let sequence = self.listings | 1 << 31;
+        let mut request = Writer::with_capacity(128);
+        let kind = subsystem::NFTABLES << 8 | msg::GETOBJ_RESET;
+        let family = table.family().nfproto();
+        let head = Head { kind, flags: NLM_F_REQUEST, sequence, family, resource: 0 };
+        request.message(head, |writer| {
+            writer.text(object::TABLE, table.name());
+            writer.text(object::NAME, name);
+            writer.u32(object::TYPE, object::TYPE_COUNTER);
+        });
+        if request.is_too_long() {
+            return Err(Error::TooLong { what });
+        }
+        self.send(request.bytes())?;
+        let limit = Instant::now() + ANSWER_LIMIT;
+        loop {
+            match self.socket.receive(&mut self.buffer).map_err(Error::Receive)? {
+                Incoming::Datagram(datagram) => {
+                    for message in Messages::new(datagram) {
+                        let message = message.map_err(|_| Error::Malformed { what: "counter" })?;
+                        if message.sequence != sequence {
+                            continue; // the rest of a listing that was given up
+                        }
+                        if message.kind == NLMSG_ERROR {
+                            listing_end(&message, &what)?;
+                        }
+                        return read_counter(&message, table.name())
+                            .ok_or(Error::Malformed { what: "counter" });
+                    }
+                }
+                Incoming::Overrun => {}
+                Incoming::Empty => {
+                    if !self.socket.wait(limit).map_err(Error::Receive)? {
+                        return Err(Error::Malformed { what: "counter that does not come" });
+                    }
+                }
+            }
+        }
+    }
+
     /// The elements of a set.
     pub fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<ElementInfo>, Error> {
         let what = format!("elements of set `{set}` of table `{}`", table.name());

@@ -41,6 +41,7 @@ pub(crate) mod msg {
     pub(crate) const NEWOBJ: u16 = 18;
     pub(crate) const GETOBJ: u16 = 19;
     pub(crate) const DELOBJ: u16 = 20;
+    pub(crate) const GETOBJ_RESET: u16 = 21;
 }
 
 /// `NFTA_LIST_*`.

@@ -258,6 +258,41 @@ fn counters_count_what_passed_their_rule() {
     });
 }
 
+#[test]
+fn a_counter_that_is_taken_tells_each_packet_once() {
+    in_namespace(|| {
+        let mut connection = Connection::open().unwrap();
+        commit(&mut connection, |batch| {
+            batch
+                .add_table(&table())
+                .add_chain(&table(), &output_chain())
+                .add_counter(&table(), "ninth")
+                .add_counter(&table(), "other")
+                .add_rule(&table(), "output", rule().udp().dport(9).count("ninth").accept())
+                .add_rule(&table(), "output", rule().udp().dport(10).count("other").accept())
+        });
+        let mut take = |name| {
+            let taken = connection.take_counter(&table(), name).unwrap();
+            (taken.name, taken.packets, taken.bytes)
+        };
+        assert_eq!(take("ninth"), ("ninth".to_owned(), 0, 0));
+        for port in [9, 9, 10] {
+            assert!(passes((ADDRESS, port)));
+        }
+        assert_eq!(take("ninth"), ("ninth".to_owned(), 2, 2 * 29));
+        assert_eq!(take("ninth"), ("ninth".to_owned(), 0, 0));
+        assert!(passes((ADDRESS, 9)));
+        assert_eq!(take("ninth"), ("ninth".to_owned(), 1, 29));
+        assert_eq!(take("other"), ("other".to_owned(), 1, 29), "each by itself");
+        let Err(nft::Error::List { what, source }) = connection.take_counter(&table(), "none") else {
+            panic!("there is no such counter");
+        };
+        assert!(what.contains("none") && source.kind() == std::io::ErrorKind::NotFound, "{what}: {source}");
+        // The connection is as good as before.
+        assert_eq!(connection.counters(&table()).unwrap().len(), 2);
+    });
+}
+
 /// A loopback with one address, everything routed to it, and marked packets taken for local ones.
 fn redirected(test: impl FnOnce(&mut Connection) + Send) {
     in_bare_namespace(|| {
