@@ -15,12 +15,14 @@ use crate::{
     figure::{Figure, Peer, Target, Unit},
     memory::Usage,
     peers::Runc,
-    statistics::median,
+    policy_change::{self, Open},
+    statistics::{median, percentile},
 };
 
 /// Measures what is asked for of it.
 pub(crate) fn measure(settings: &Settings) -> Result<Vec<Figure>> {
-    if !["start", "create-rate", "command", "idle"].iter().any(|group| settings.wants(group)) {
+    if !["start", "create-rate", "command", "policy-change", "idle"].iter().any(|group| settings.wants(group))
+    {
         return Ok(Vec::new());
     }
     let directory = tempfile::Builder::new().prefix("bailiwick-bench-").tempdir()?;
@@ -68,6 +70,9 @@ impl Session<'_> {
         }
         if self.settings.wants("command") {
             figures.push(self.command().await?);
+        }
+        if self.settings.wants("policy-change") {
+            figures.push(self.policy_change().await?);
         }
         if self.settings.wants("idle") {
             figures.extend(self.idle().await?);
@@ -159,6 +164,33 @@ impl Session<'_> {
             ours: times,
             peer: None,
             target: Target::AtMost(3.0),
+        })
+    }
+
+    /// From asking for another policy until nothing of the old one passes any more.
+    async fn policy_change(&mut self) -> Result<Figure> {
+        let id = self.create().await?;
+        let name = self.exec(&id, "readlink /proc/self/ns/net").await?;
+        let namespace = policy_change::namespace(name["stdout"].as_str().unwrap_or_default())?;
+        let path = format!("/sandboxes/{id}/network");
+        let mut times = Vec::new();
+        for _ in 0..self.settings.times(100) {
+            let before = json!({ "allow_out": [policy_change::BEFORE] });
+            self.client.expect(Method::PUT, &path, Some(&before)).await?;
+            let open = Open::new(&namespace)?;
+            let asked = Instant::now();
+            let after = json!({ "allow_out": [policy_change::AFTER] });
+            self.client.expect(Method::PUT, &path, Some(&after)).await?;
+            times.push(open.ended()?.duration_since(asked).as_secs_f64() * 1e3);
+        }
+        self.kill(&id).await?;
+        Ok(Figure {
+            name: "policy-change".to_owned(),
+            what: format!("PUT network in force, {} connections cut, p99", policy_change::CONNECTIONS),
+            unit: Unit::Milliseconds,
+            ours: vec![percentile(&times, 0.99)],
+            peer: None,
+            target: Target::AtMost(50.0),
         })
     }
 

@@ -9,13 +9,16 @@
 mod answer;
 mod api;
 mod child;
+mod fairness;
 mod figure;
 mod gate_node;
 mod hello;
+mod judge;
 mod load;
 mod memory;
 mod network;
 mod peers;
+mod policy_change;
 mod relay;
 mod report;
 mod resolver;
@@ -91,6 +94,7 @@ fn main() -> Result<()> {
 
 fn measure(settings: &Settings) -> Result<()> {
     let mut figures = api::measure(settings)?;
+    figures.extend(judge::measure(settings)?);
     figures.extend(relay::measure(settings)?);
     report::print(&figures);
     if !settings.no_history && !figures.is_empty() {

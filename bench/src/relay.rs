@@ -9,6 +9,7 @@ use netns::NetNs;
 use crate::{
     Settings,
     child::{self, Child},
+    fairness,
     figure::{Figure, Peer, Target, Unit},
     gate_node::GateNode,
     load::{Client, Direction, Load, NAME, Outcome},
@@ -20,7 +21,7 @@ use crate::{
 /// Measures what is asked for of it.
 pub(crate) fn measure(settings: &Settings) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    if !["relay", "address", "resolver"].iter().any(|group| settings.wants(group)) {
+    if !["relay", "address", "fairness", "resolver"].iter().any(|group| settings.wants(group)) {
         return Ok(figures);
     }
     if settings.realtime {
@@ -59,6 +60,9 @@ pub(crate) fn measure(settings: &Settings) -> Result<Vec<Figure>> {
                 figures.extend(contest.hold(settings, &path, one, other)?);
             }
         }
+    }
+    if settings.wants("fairness") {
+        figures.extend(fairness::measure(settings, &mut gate)?);
     }
     if settings.wants("resolver") {
         figures.extend(resolver::measure(settings, &network, &mut gate)?);

@@ -3,6 +3,7 @@
 mod connections;
 mod first_byte;
 mod queries;
+mod refused;
 mod streams;
 
 use std::{
@@ -40,6 +41,19 @@ pub(crate) enum Load {
         #[command(flatten)]
         client: Client,
     },
+    /// The same, a thousand a second at most: how long connecting takes
+    Connect {
+        #[command(flatten)]
+        client: Client,
+    },
+    /// Connect to where everything is refused, so many times a second
+    Refused {
+        #[command(flatten)]
+        client: Client,
+        /// How many a second at most
+        #[arg(long)]
+        rate: u32,
+    },
     /// Move as many bytes as possible
     Streams {
         #[command(flatten)]
@@ -50,6 +64,18 @@ pub(crate) enum Load {
         /// Which way
         #[arg(long)]
         direction: Direction,
+    },
+    /// Ask for the address of one name as often as possible
+    QueryRate {
+        /// The server to ask
+        #[arg(long)]
+        server: SocketAddr,
+        /// How many questions are open at a time
+        #[arg(long)]
+        parallel: u16,
+        /// How long to go on
+        #[arg(long)]
+        milliseconds: u64,
     },
     /// Ask for addresses of names
     Queries {
@@ -113,10 +139,16 @@ impl Load {
         let mut add = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
         match self {
             Self::Connections { parallel, .. } => add("parallel", parallel.to_string()),
-            Self::FirstByte { .. } => {}
+            Self::FirstByte { .. } | Self::Connect { .. } => {}
+            Self::Refused { rate, .. } => add("rate", rate.to_string()),
             Self::Streams { parallel, direction, .. } => {
                 add("parallel", parallel.to_string());
                 add("direction", direction.as_str().to_owned());
+            }
+            Self::QueryRate { server, parallel, milliseconds } => {
+                add("server", server.to_string());
+                add("parallel", parallel.to_string());
+                add("milliseconds", milliseconds.to_string());
             }
             Self::Queries { server, first, count } => {
                 add("server", server.to_string());
@@ -127,8 +159,11 @@ impl Load {
         let (kind, client) = match self {
             Self::Connections { client, .. } => ("connections", Some(client)),
             Self::FirstByte { client } => ("first-byte", Some(client)),
+            Self::Connect { client } => ("connect", Some(client)),
+            Self::Refused { client, .. } => ("refused", Some(client)),
             Self::Streams { client, .. } => ("streams", Some(client)),
             Self::Queries { .. } => ("queries", None),
+            Self::QueryRate { .. } => ("query-rate", None),
         };
         if let Some(client) = client {
             add("milliseconds", client.milliseconds.to_string());
@@ -149,10 +184,15 @@ impl Load {
                 connections::run(client.target()?, parallel, client.time())
             }
             Self::FirstByte { client } => first_byte::run(client.target()?, client.time()),
+            Self::Connect { client } => first_byte::connect(client.target()?, client.time()),
+            Self::Refused { client, rate } => refused::run(rate, client.time()),
             Self::Streams { client, parallel, direction } => {
                 streams::run(client.target()?, parallel, direction, client.time())
             }
             Self::Queries { server, first, count } => queries::run(server, first, count),
+            Self::QueryRate { server, parallel, milliseconds } => {
+                queries::rate(server, parallel, Duration::from_millis(milliseconds))
+            }
         }?;
         anstream::println!("{}", serde_json::to_string(&outcome)?);
         Ok(())

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +30,40 @@ pub(super) fn run(server: SocketAddr, first: u16, count: u16) -> Result<Outcome>
         }
     }
     Ok(Outcome { value: median(&times), p99: Some(percentile(&times, 0.99)), failed })
+}
+
+/// Asks for one name as often as possible, with `parallel` questions open at a time.
+pub(super) fn rate(server: SocketAddr, parallel: u16, time: Duration) -> Result<Outcome> {
+    let socket = open(server)?;
+    let mut question = query(0, NAME)?;
+    let mut ask_again = |number: u16| {
+        if let Some(id) = question.first_chunk_mut() {
+            *id = number.to_be_bytes();
+        }
+        socket.send(&question)
+    };
+    for number in 0..parallel {
+        ask_again(number)?;
+    }
+    let (begun, mut done, mut failed) = (Instant::now(), 0_u32, 0);
+    let mut buffer = [0; 1500];
+    while begun.elapsed() < time {
+        // What was answered is asked again, with the number it had.
+        let length = socket.recv(&mut buffer)?;
+        let reply = buffer.get(..length).unwrap_or_default();
+        let number = reply.first_chunk().copied().map_or(0, u16::from_be_bytes);
+        match answers(reply) {
+            0 => failed += 1,
+            _ => done += 1,
+        }
+        ask_again(number)?;
+    }
+    Ok(Outcome { value: f64::from(done) / begun.elapsed().as_secs_f64(), p99: None, failed })
+}
+
+/// How many answers a reply says it has (RFC 1035 section 4.1.1): reading all of it would cost more than sending it.
+fn answers(reply: &[u8]) -> u16 {
+    reply.get(6..8).and_then(|count| count.first_chunk().copied()).map_or(0, u16::from_be_bytes)
 }
 
 /// The first address of a name.

@@ -16,6 +16,7 @@ use crate::{
     GateConfig, GateError, events,
     gate::{Shared, blocking},
     member::Member,
+    proof,
     watched::watched,
 };
 
@@ -74,6 +75,16 @@ impl Attachment {
     pub async fn set_policy(&self, policy: Arc<Policy>) -> Result<u64, GateError> {
         let (shared, member) = (Arc::clone(&self.shared), Arc::clone(&self.member));
         blocking(move || member.set_policy(&shared, policy)).await
+    }
+
+    /// Tries, from inside the sandbox's namespace, what its policy has to refuse and what has to pass; as it is after each
+    /// change of the policy. The attempts are no events.
+    ///
+    /// # Errors
+    /// [`GateError::Unproven`] says what did not happen as it should; nothing is done about it.
+    pub async fn prove(&self) -> Result<(), GateError> {
+        let member = Arc::clone(&self.member);
+        blocking(move || proof::prove(&member.sandbox, &member.sandbox.force().now)).await
     }
 
     /// Waits until the rules turn out not to hold, which is tried after each change of the policy. Nothing passes any more
