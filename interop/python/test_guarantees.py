@@ -350,3 +350,36 @@ def test_ipv6_is_judged_by_the_same_rules(lab, locked):
     assert answered(probes.tls(locked, ALLOWED_V6, "allowed.test"))
     assert not probes.tls(locked, ALLOWED_V6, "evil.test")["ok"]
     assert probes.connect(locked, EVIL_V6, 443)["error"] == "ConnectionRefusedError"
+
+
+def numbers(lab) -> dict[str, float]:
+    """What `GET /metrics` tells, by name with labels."""
+    status, payload = lab.request("GET", "/metrics")
+    assert status == 200 and payload.endswith(b"# EOF\n"), payload
+    lines = [line for line in payload.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_the_numbers_of_the_service_grow_with_what_happens(lab, sandbox):
+    before = numbers(lab)
+    box = sandbox(network=LOCKED)
+    assert probes.lookup(box, "allowed.test")["value"]["addresses"] == [ALLOWED]
+    assert answered(probes.tls(box, ALLOWED, "allowed.test"))
+    probes.connect(box, EVIL, 4444)
+    one_block(lab, box, address=EVIL, port=4444)
+    during = numbers(lab)
+    grown = {name: value - before.get(name, 0) for name, value in during.items()}
+    assert grown['bailiwick_decisions_total{kind="egress_blocked"}'] == 1
+    assert grown['bailiwick_decisions_total{kind="egress_allowed"}'] == 1
+    assert grown["bailiwick_dns_queries_total"] == 1
+    assert grown["bailiwick_sandboxes_created_total"] == 1
+    assert grown['bailiwick_sandboxes{state="running"}'] == 1
+    assert grown["bailiwick_rule_proofs_total"] == 1
+    assert during["bailiwick_rule_proofs_failed_total"] == 0
+    box.kill(wait=True)
+    after = numbers(lab)
+    ended = 'bailiwick_sandboxes_ended_total{reason="requested"}'
+    assert after[ended] == during[ended] + 1
+    assert after['bailiwick_sandboxes{state="running"}'] == before['bailiwick_sandboxes{state="running"}']
+    assert not [name for name in after if name.startswith("bailiwick_audit_gaps") and "kernel" in name], after
+    assert lab.request("GET", "/metrics", headers={"X-API-Key": None})[0] == 401

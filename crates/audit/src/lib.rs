@@ -34,6 +34,7 @@ use std::{
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use policy::EventKind;
 use store::{Category, EventRecord, Store, StoreError};
 use tokio::{
     sync::{Notify, broadcast, watch},
@@ -94,6 +95,8 @@ impl Default for AuditConfig {
 /// the `count` of a stored `audit_gap`, or something that is still waiting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditStats {
+    /// Decisions, repeats included, by the words of [`EventKind`]; those of recorders that are switched off, too.
+    pub decisions: BTreeMap<&'static str, u64>,
     /// Events that were taken in.
     pub recorded: u64,
     /// Occurrences that were counted with an earlier event instead of being one.
@@ -153,6 +156,8 @@ pub(crate) struct Shared {
     wake: Notify,
     progress: watch::Sender<Progress>,
     live: broadcast::Sender<Update>,
+    /// How many decisions of each [`EventKind`] there were.
+    decisions: [AtomicU64; EventKind::ALL.len()],
     /// Events that were written.
     stored: AtomicU64,
     /// Writes that failed.
@@ -199,7 +204,12 @@ impl Audit {
             let queue = shared.queue.lock();
             (queue.counters().clone(), queue.waiting())
         };
+        let decisions = EventKind::ALL
+            .into_iter()
+            .zip(&shared.decisions)
+            .map(|(kind, count)| (kind.as_str(), count.load(Ordering::Relaxed)));
         AuditStats {
+            decisions: decisions.collect(),
             recorded: counters.recorded,
             folded: counters.folded,
             stored: shared.stored.load(Ordering::Relaxed),
@@ -265,8 +275,17 @@ impl Shared {
             wake: Notify::new(),
             progress: watch::Sender::default(),
             live: broadcast::Sender::new(config.follower_lag.max(1)),
+            decisions: Default::default(),
             stored: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts decisions of a kind.
+    pub(crate) fn count(&self, kind: EventKind, number: u64) {
+        let counters = EventKind::ALL.into_iter().zip(&self.decisions);
+        for (_, counter) in counters.filter(|(counted, _)| *counted == kind) {
+            counter.fetch_add(number, Ordering::Relaxed);
         }
     }
 

@@ -29,6 +29,7 @@ impl Recorder {
     /// Records a decision about a flow. Returns the id for [`Recorder::finish`]; that of a folded refusal is the id
     /// of the event it was folded into, that of a switched-off recorder is 0.
     pub fn flow(&self, event: FlowEvent) -> u64 {
+        self.audit.inner.shared.count(event.kind, event.count.max(1));
         if !self.enabled {
             return 0;
         }

@@ -58,6 +58,7 @@ pub(crate) struct Pending {
 
 /// Everything that needs no waiting: refusals, cached answers.
 pub(crate) fn begin<Z: Zone>(query: &[u8], zone: &Z, upstream: &Upstream, transport: Transport) -> Step {
+    zone.asked();
     let now = Instant::now();
     if !zone.budget().take_query(now) {
         return Step::Done(too_fast(query, zone, transport));

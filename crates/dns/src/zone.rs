@@ -32,6 +32,9 @@ pub trait Zone: Send + Sync + 'static {
     /// The sink address of a refused name, one per name and sandbox; `None` when no more can be given out.
     fn sink(&self, name: &HostName) -> Option<Ipv4Addr>;
 
+    /// Is told of each message that comes, before anything is made of it. Never blocks.
+    fn asked(&self) {}
+
     /// What the sandbox may still ask.
     fn budget(&self) -> &Budget;
 

@@ -27,6 +27,7 @@ use crate::{
     namespace::{self, Interior},
     node::Node,
     sandbox::{Sandbox, Shares},
+    stats::{Counters, GateStats},
     tracking::{self, Tracking},
     uplink::{self, Uplink},
     watched::watched,
@@ -99,6 +100,7 @@ impl Gate {
             runtime: Handle::current(),
             workers: Workers::start(cores).map_err(GateError::Workers)?,
             stop: stop.clone(),
+            counters: Arc::default(),
         });
         tokio::spawn(watch(Arc::downgrade(&shared), monitor, stop.clone()));
         tokio::spawn(sweep(Arc::downgrade(&shared), stop.clone()));
@@ -108,6 +110,19 @@ impl Gate {
     /// What policies are compiled over: what no entry can permit, the machine's own addresses included.
     pub fn floor(&self) -> Arc<Floor> {
         Arc::clone(&self.shared.node().floor)
+    }
+
+    /// What it has done since it was started, and how much there is now.
+    pub fn stats(&self) -> GateStats {
+        let members = self.shared.members();
+        let flows: usize = members.iter().map(|member| member.sandbox.flows.len()).sum();
+        let wired = self.shared.tracking.get().map_or(0, |tracking| tracking.open());
+        GateStats {
+            sandboxes: members.len().try_into().unwrap_or(u64::MAX),
+            proxied_flows: flows.try_into().unwrap_or(u64::MAX),
+            wired_flows: wired.try_into().unwrap_or(u64::MAX),
+            ..self.shared.counters.read()
+        }
     }
 
     /// Makes a network namespace for a sandbox. When this returns, its rules are in force and everything that serves
@@ -181,6 +196,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
     /// The threads of all proxies.
     pub(crate) workers: Workers,
+    counters: Arc<Counters>,
     stop: CancellationToken,
 }
 
@@ -308,6 +324,7 @@ impl Shared {
                 upstream: self.config.upstream.clone(),
                 node: Arc::clone(&self.node),
                 limits: self.config.limits,
+                counters: Arc::clone(&self.counters),
             },
         );
         let listeners = crate::attachment::Listeners {

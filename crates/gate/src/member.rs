@@ -6,7 +6,10 @@ use parking_lot::Mutex;
 use policy::{EntryError, Floor, InForce, List, Policy, PolicyError, Topology};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{GateError, addresses::Slot, gate::Shared, proof, revoke, sandbox::Sandbox, uplink::Carries};
+use crate::{
+    GateError, addresses::Slot, gate::Shared, proof, revoke, sandbox::Sandbox, stats::Counters,
+    uplink::Carries,
+};
 
 /// One attached sandbox.
 pub(crate) struct Member {
@@ -130,7 +133,10 @@ impl Member {
             }
         }
         wire.is_enforced = true;
+        let counters = self.sandbox.counters();
+        Counters::add(&counters.proofs);
         proof::prove(&self.sandbox, next).inspect_err(|error| {
+            Counters::add(&counters.failed_proofs);
             self.complain(error);
             self.cut_off(shared, wire);
         })

@@ -27,6 +27,7 @@ use crate::{
     proof::Expected,
     ruleset::{self, Ruleset, uses_bindings},
     sink::{self, Sinks},
+    stats::Counters,
 };
 
 /// Everything the gate knows of one sandbox.
@@ -50,6 +51,7 @@ pub(crate) struct Shares {
     pub(crate) upstream: Upstream,
     pub(crate) node: Arc<ArcSwap<Node>>,
     pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// A policy in force, with what follows from it.
@@ -167,6 +169,11 @@ impl Sandbox {
             self.read_counters(&mut kernel);
             self.recorder.gap(MISSING, kernel.ledger.close());
         }
+    }
+
+    /// What is counted of all sandboxes together.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.shares.counters
     }
 
     /// How many addresses are bound.
@@ -378,6 +385,10 @@ impl Zone for Sandbox {
 
     fn budget(&self) -> &Budget {
         &self.names
+    }
+
+    fn asked(&self) {
+        Counters::add(&self.shares.counters.dns_queries);
     }
 
     fn record(&self, event: FlowEvent) {

@@ -199,6 +199,11 @@ impl Tracking {
         }
     }
 
+    /// How many flows go by wires.
+    pub(crate) fn open(&self) -> usize {
+        self.state.lock().wired.open()
+    }
+
     /// Whether flows of this wire were refused for being too many.
     pub(crate) fn was_limited(&self, slot: Slot) -> bool {
         self.state.lock().wired.was_limited(slot)

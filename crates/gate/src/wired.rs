@@ -192,6 +192,11 @@ impl<S: Clone> Wired<S> {
         self.wires.get(&slot).map(|wire| wire.sandbox.clone())
     }
 
+    /// How many flows may go on.
+    pub(crate) fn open(&self) -> usize {
+        self.wires.values().map(|wire| wire.open.len()).sum()
+    }
+
     /// Everybody who has a wire.
     pub(crate) fn sandboxes(&self) -> impl Iterator<Item = S> {
         self.wires.values().map(|wire| wire.sandbox.clone())

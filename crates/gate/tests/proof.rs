@@ -15,6 +15,7 @@ use crate::lab::{allow, kind};
 #[test]
 fn a_sandbox_whose_rules_do_not_hold_is_cut_off_and_others_are_not() {
     lab::run(|lab| async move {
+        let mut proofs = (0, 0);
         for spec in [allow(&["api.github.com"]), PolicySpec::default()] {
             let (sandbox, other) = (lab.attach(&spec).await, lab.attach(&spec).await);
             sandbox.0.set_policy(lab.policy(&spec)).await.unwrap();
@@ -27,6 +28,11 @@ fn a_sandbox_whose_rules_do_not_hold_is_cut_off_and_others_are_not() {
             assert!(matches!(again, Err(GateError::Detached)), "{again:?}");
             other.0.set_policy(lab.policy(&spec)).await.unwrap();
             assert!(timeout(Duration::ZERO, other.0.broken()).await.is_err());
+            let stats = lab.gate.stats();
+            // When both came up, and each of three changes.
+            proofs.0 += 5;
+            proofs.1 += 1;
+            assert_eq!((stats.proofs, stats.failed_proofs), proofs);
         }
     });
 }

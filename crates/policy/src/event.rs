@@ -43,6 +43,22 @@ pub enum EventKind {
     DnsBlocked,
 }
 
+impl EventKind {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 4] =
+        [Self::EgressAllowed, Self::EgressBlocked, Self::EgressRevoked, Self::DnsBlocked];
+
+    /// The word for it in events and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::EgressAllowed => "egress_allowed",
+            Self::EgressBlocked => "egress_blocked",
+            Self::EgressRevoked => "egress_revoked",
+            Self::DnsBlocked => "dns_blocked",
+        }
+    }
+}
+
 /// How the name of a flow was learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -22,6 +22,6 @@ pub use error::SandboxError;
 pub use fault::Fault;
 pub use ids::{IDS_PER_SANDBOX, InvalidSandboxId, SandboxId};
 pub use manager::{
-    ChangedBy, Config, Create, DEFAULT_IDS, Filter, GcReport, Manager, OnTimeout, PolicyChange, State,
+    ChangedBy, Config, Create, DEFAULT_IDS, Filter, GcReport, Manager, OnTimeout, PolicyChange, State, Stats,
 };
 pub use network::{Attachment, BoxFuture, Network, NetworkError, NetworkRequest};

@@ -4,7 +4,7 @@
 use std::{error::Error, os::fd::OwnedFd, pin::Pin, sync::Arc};
 
 use audit::Recorder;
-use gate::{AttachRequest, Gate};
+use gate::{AttachRequest, Gate, GateStats};
 use policy::{Floor, Policy};
 
 /// Why a network could not be set up or changed.
@@ -17,6 +17,11 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Network: Send + Sync + 'static {
     /// What policies are compiled over: what no entry can permit on this machine.
     fn floor(&self) -> Arc<Floor>;
+
+    /// What there is to count about the networks; nothing where nobody counts.
+    fn stats(&self) -> GateStats {
+        GateStats::default()
+    }
 
     /// A namespace in which the policy is in force before the call returns.
     fn attach(&self, request: NetworkRequest) -> BoxFuture<'_, Result<Box<dyn Attachment>, NetworkError>>;
@@ -55,6 +60,10 @@ pub trait Attachment: Send + Sync {
 impl Network for Gate {
     fn floor(&self) -> Arc<Floor> {
         Self::floor(self)
+    }
+
+    fn stats(&self) -> GateStats {
+        Self::stats(self)
     }
 
     fn attach(&self, request: NetworkRequest) -> BoxFuture<'_, Result<Box<dyn Attachment>, NetworkError>> {

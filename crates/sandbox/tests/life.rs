@@ -38,6 +38,29 @@ async fn a_sandbox_runs_commands_and_leaves_no_trace_when_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_sandboxes_is_counted() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let states = || -> Vec<u64> { lab.manager.stats().sandboxes.into_values().collect() };
+    assert_eq!(states(), [0, 0, 0]);
+    let (killed, paused) = (lab.create().await, lab.create().await);
+    lab.manager.pause(ACCOUNT, &paused).await.expect("pause");
+    assert_eq!(lab.manager.stats().sandboxes, [("creating", 0), ("paused", 1), ("running", 1)].into());
+    let unknown = Create { template: "no-such-template".to_owned(), ..request() };
+    assert!(lab.manager.create(unknown).await.is_err());
+    lab.manager.kill(ACCOUNT, &killed).await.expect("kill");
+    assert!(!lab.manager.kill(ACCOUNT, &killed).await.expect("a second kill"));
+    let short = Create { timeout: Duration::from_millis(1), ..request() };
+    lab.manager.create(short).await.expect("a short one");
+    eventually("its time is up", async || lab.manager.stats().ended["timeout"] == 1).await;
+    let stats = lab.manager.stats();
+    assert_eq!((stats.created, stats.adopted, states().iter().sum::<u64>()), (3, 0, 1));
+    assert_eq!((stats.ended["requested"], stats.ended.values().sum::<u64>()), (1, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_of_somebody_else_does_not_exist() {
     if !possible() {
         return;

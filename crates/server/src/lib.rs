@@ -19,6 +19,7 @@ pub mod keys;
 mod late;
 mod listen;
 mod manager;
+mod metrics;
 mod ratchets;
 mod request;
 mod routes;

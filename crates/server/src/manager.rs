@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::stream;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, Manager, Output, PolicyChange, SandboxError, SandboxId,
+    CommandInfo, Create, Entry, Exec, Filter, Manager, Output, PolicyChange, SandboxError, SandboxId, Stats,
     WriteInfo, cgroup::Usage,
 };
 use store::SandboxRecord;
@@ -12,6 +12,10 @@ use store::SandboxRecord;
 use crate::sandboxes::{Content, Doing, Files, Sandboxes, Source};
 
 impl Sandboxes for Manager {
+    fn stats(&self) -> Stats {
+        self.stats()
+    }
+
     fn create(&self, create: Create) -> Doing<'_, SandboxRecord> {
         Box::pin(self.create(create))
     }

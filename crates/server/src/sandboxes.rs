@@ -8,8 +8,8 @@ use std::{pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures_util::Stream;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, Output, PolicyChange, SandboxError, SandboxId, WriteInfo,
-    cgroup::Usage,
+    CommandInfo, Create, Entry, Exec, Filter, Output, PolicyChange, SandboxError, SandboxId, Stats,
+    WriteInfo, cgroup::Usage,
 };
 use store::SandboxRecord;
 use tokio::io::AsyncRead;
@@ -23,6 +23,8 @@ pub type Content = Pin<Box<dyn Stream<Item = Result<Bytes, SandboxError>> + Send
 
 /// Sandboxes of all accounts. Each call names the account; what belongs to another is not found.
 pub trait Sandboxes: Send + Sync + 'static {
+    /// What has been done since the start, and what there is now, of all accounts together.
+    fn stats(&self) -> Stats;
     /// Creates a sandbox and answers when commands can be run in it.
     fn create(&self, create: Create) -> Doing<'_, SandboxRecord>;
     /// The sandbox, in whatever state, killed ones too.

@@ -42,6 +42,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("PATCH", "/sandboxes/ID/files"),
     ("POST", "/sandboxes/ID/files/mkdir"),
     ("GET", "/sandboxes/ID/audit"),
+    ("GET", "/metrics"),
 ];
 
 /// Routes of the published API that answer 501.
@@ -182,6 +183,20 @@ async fn health_and_the_document_need_no_key() {
         assert!(answer.expect(200).is_object());
         lab.send(Request::post(path).body(Body::empty()).unwrap()).await.error(405);
     }
+}
+
+#[tokio::test]
+async fn the_numbers_of_the_service_are_in_the_format_of_prometheus() {
+    let lab = Lab::new().await;
+    lab.sandbox().await;
+    let answer = lab.alice("GET", "/metrics", ()).await;
+    assert_eq!(answer.status, 200);
+    let kind = answer.headers["content-type"].to_str().unwrap();
+    assert_eq!(kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let text = String::from_utf8(answer.bytes.to_vec()).unwrap();
+    assert!(text.contains("\nbailiwick_sandboxes_created_total 1\n"), "{text}");
+    assert!(text.contains("\nbailiwick_decisions_total{kind=\"egress_blocked\"} 0\n"), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
 }
 
 #[tokio::test]

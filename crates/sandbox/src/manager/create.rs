@@ -22,6 +22,7 @@ use super::{
     living::{HostState, Living, Parts, State},
     prepare::{self, Directory},
     shells::{ReadyShell, Slot},
+    stats::Counters,
 };
 use crate::{
     cgroup::Limits,
@@ -87,9 +88,11 @@ impl Manager {
             Err(error) => Err(error),
         };
         if let Err(error) = result {
+            Counters::add(&self.inner.counters.not_created);
             self.give_up(&living, &mut parts).await;
             return Err(error);
         }
+        Counters::add(&self.inner.counters.created);
         drop(parts);
         let record = living.record();
         let detail = json!({ "template": record.template_id, "timeout": record.timeout_s });

@@ -36,7 +36,10 @@ pub(super) enum Reason {
 }
 
 impl Reason {
-    fn as_str(self) -> &'static str {
+    /// All of them.
+    pub(super) const ALL: [Self; 5] = [Self::Requested, Self::Timeout, Self::Died, Self::Lost, Self::Broken];
+
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Requested => "requested",
             Self::Timeout => "timeout",
@@ -209,6 +212,7 @@ impl Manager {
         let mut parts = living.parts.lock().await;
         let result = if parts.gone { Ok(()) } else { self.take_down(living, &mut parts).await };
         if first {
+            self.inner.counters.ended(reason);
             let kind = if reason == Reason::Timeout { "sandbox_timeout" } else { "sandbox_killed" };
             self.recorder(&living.record()).lifecycle(kind, json!({ "reason": reason.as_str() }));
         }

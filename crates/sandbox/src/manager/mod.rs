@@ -9,6 +9,7 @@ mod policy_change;
 mod prepare;
 mod recover;
 mod shells;
+mod stats;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use gc::GcReport;
 pub use living::State;
 pub use policy_change::{ChangedBy, PolicyChange};
+pub use stats::Stats;
 
 use crate::{
     cgroup::{Hierarchies, Limits},
@@ -39,6 +41,7 @@ use crate::{
 };
 use living::Living;
 use shells::Shells;
+use stats::Counters;
 
 /// What a manager is started with.
 pub struct Config {
@@ -143,6 +146,7 @@ struct Inner {
     seccomp: Vec<ByteBuf>,
     living: Mutex<HashMap<SandboxId, Arc<Living>>>,
     shells: Shells,
+    counters: Counters,
     stop: CancellationToken,
 }
 
@@ -167,6 +171,7 @@ impl Manager {
                 seccomp: seccomp.into_iter().map(ByteBuf::from).collect(),
                 living: Mutex::default(),
                 shells: Shells::default(),
+                counters: Counters::default(),
                 stop: CancellationToken::new(),
                 config,
                 sandboxes_dir,

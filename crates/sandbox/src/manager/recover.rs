@@ -14,6 +14,7 @@ use super::{
     create::chain,
     end::Reason,
     living::{HostState, Living, Parts, State},
+    stats::Counters,
 };
 use crate::{
     client::InitClient, error::SandboxError, fault::Fault, ids::SandboxId, network::NetworkRequest,
@@ -70,6 +71,7 @@ impl Manager {
             answers(&living.init).await?;
         }
         drop(parts);
+        Counters::add(&self.inner.counters.adopted);
         let away = living.record().end_at.is_some_and(|end| end <= Timestamp::now());
         self.recorder(&living.record()).lifecycle("sandbox_adopted", json!({ "expired": away }));
         self.watch_over(living);

@@ -4,6 +4,7 @@ mod audit;
 mod commands;
 mod files;
 mod meta;
+mod metrics;
 mod network;
 mod sandboxes;
 
@@ -56,6 +57,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(commands::routes())
         .merge(files::routes())
         .merge(audit::routes())
+        .merge(metrics::routes())
         .split_for_parts();
     openapi.merge(public_document);
     (public, private, openapi)

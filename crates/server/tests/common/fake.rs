@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
     ChangedBy, CommandInfo, Create, Entry, EntryKind, Exec, Filter, Output, PolicyChange, SandboxError,
-    SandboxId, WriteInfo, cgroup::Usage,
+    SandboxId, Stats, WriteInfo, cgroup::Usage,
 };
 use server::{Content, Doing, Files, Sandboxes, Source};
 use store::{SandboxRecord, Store};
@@ -96,6 +96,10 @@ fn output(stdout: &str, exit_code: i32) -> Output {
 }
 
 impl Sandboxes for Fake {
+    fn stats(&self) -> Stats {
+        Stats { created: self.next.load(Ordering::SeqCst).into(), ..Stats::default() }
+    }
+
     fn create(&self, create: Create) -> Doing<'_, SandboxRecord> {
         Box::pin(async move {
             let hold = self.hold.lock().unwrap().clone();
