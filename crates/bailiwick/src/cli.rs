@@ -42,6 +42,9 @@ pub(crate) enum Command {
     /// Create sandboxes, use and end them, through a daemon
     Sandbox(SandboxArgs),
     /// Check whether this machine can run sandboxes, and say what to do if not
+    ///
+    /// With --json the answer has `checks`, and as `limits` what is not stopped whatever the policy says: see the threat
+    /// model.
     Doctor(DoctorArgs),
     /// Find and remove what sandboxes left behind and no record owns
     Gc(GcArgs),
@@ -71,6 +74,8 @@ pub(crate) enum ReferencePage {
     Cli,
     /// The REST API, as an OpenAPI 3.1 document
     Openapi,
+    /// What is not stopped: a section of the threat model, as Markdown
+    Residual,
 }
 
 /// Options that make a policy.

@@ -98,6 +98,11 @@ impl Limits {
         Ok(limits)
     }
 
+    /// The limit of this name, if there is one.
+    pub(crate) fn get(&self, name: &str) -> Option<u64> {
+        FIELDS.iter().find(|field| field.name == name).map(|field| (field.get)(self))
+    }
+
     fn set(&mut self, name: &str, number: Option<u64>, text: &dyn fmt::Display) -> Result<(), String> {
         let Some(field) = FIELDS.iter().find(|field| field.name == name) else {
             let known: Vec<&str> = FIELDS.iter().map(|field| field.name).collect();

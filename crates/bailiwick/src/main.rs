@@ -17,6 +17,7 @@ mod node;
 mod policies;
 mod printable;
 mod remote;
+mod residual;
 mod run;
 mod sandboxes;
 mod serve;
@@ -78,6 +79,7 @@ fn reference(page: ReferencePage) -> Result<u8> {
             clap_markdown::help_markdown_command_custom(&Cli::command(), &options)
         }
         ReferencePage::Openapi => server::openapi().to_pretty_json()?,
+        ReferencePage::Residual => residual::markdown(),
     };
     anstream::println!("{}", text.trim_end());
     Ok(exit::OK)

@@ -160,3 +160,23 @@ fn a_limit_that_is_no_limit_is_refused_by_its_name_before_anything_starts() {
     assert!(text(&taken.stdout).contains("pids=77 flows=70 "), "{}", text(&taken.stdout));
     assert!(text(&taken.stdout).contains(" half_open=7 "), "{}", text(&taken.stdout));
 }
+
+#[test]
+fn doctor_says_what_is_not_stopped_and_how_far_that_is_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = ["--data-dir", directory.path().to_str().unwrap(), "doctor"];
+    let answer = bailiwick(&[&data[..], &["--json", "--limit", "zone_bytes=77"]].concat());
+    let answer: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert!(answer["checks"].as_array().unwrap().iter().any(|check| check["check"] == "kernel"), "{answer}");
+    let limits = answer["limits"].as_array().unwrap();
+    let zone = limits.iter().find(|limit| limit["id"] == "zone_names").unwrap();
+    assert_eq!(zone["bounds"]["zone_bytes"], 77);
+    assert_eq!(zone["applies"], "under policies with wildcards or expressions");
+    let fields = ["id", "title", "applies", "detail"];
+    assert!(
+        limits.iter().all(|limit| fields
+            .iter()
+            .all(|field| limit[field].as_str().is_some_and(|text| !text.is_empty())))
+    );
+    assert!(text(&bailiwick(&data).stdout).contains("permitted_host"));
+}
