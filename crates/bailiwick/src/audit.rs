@@ -5,9 +5,8 @@ mod verify;
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp};
-use owo_colors::OwoColorize;
 use policy::Decision;
 use store::{EventQuery, EventRecord, Order, Store};
 
@@ -106,19 +105,20 @@ pub(crate) fn table(events: &[EventRecord], header: bool) -> Table {
         table.set_header(["TIME", "SANDBOX", "EVENT", "DESTINATION", "RULE", "REASON", "COUNT"]);
     }
     for event in events {
+        // The table colours what it has measured: colours within a text would count as a part of it.
         let kind = match event.decision {
-            Some(Decision::Allow) => event.kind.green().to_string(),
-            Some(Decision::Deny) => event.kind.red().to_string(),
-            None => event.kind.to_string(),
+            Some(Decision::Allow) => Cell::new(&event.kind).fg(Color::Green),
+            Some(Decision::Deny) => Cell::new(&event.kind).fg(Color::Red),
+            None => Cell::new(&event.kind),
         };
         table.add_row([
-            event.time.strftime("%H:%M:%S%.3f").to_string(),
-            event.sandbox_id.clone().unwrap_or_default(),
+            event.time.strftime("%H:%M:%S%.3f").to_string().into(),
+            event.sandbox_id.clone().unwrap_or_default().into(),
             kind,
-            destination(event),
-            event.rule.as_ref().map(|rule| rule.text.clone()).unwrap_or_default(),
-            event.reason.as_deref().unwrap_or_default().to_owned(),
-            event.count.to_string(),
+            destination(event).into(),
+            event.rule.as_ref().map(|rule| rule.text.clone()).unwrap_or_default().into(),
+            event.reason.as_deref().unwrap_or_default().into(),
+            event.count.into(),
         ]);
     }
     table
@@ -145,6 +145,24 @@ pub(crate) fn destination(event: &EventRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let event = |decision, kind: &'static str| EventRecord {
+            decision,
+            host: Some("a.test".to_owned()),
+            ..EventRecord::new(1, Timestamp::UNIX_EPOCH, store::Category::Network, kind)
+        };
+        let events = [
+            event(Some(Decision::Deny), "egress_blocked"),
+            event(Some(Decision::Allow), "egress_allowed"),
+            event(None, "audit_gap"),
+        ];
+        let text = table(&events, true).to_string();
+        let columns: Vec<_> =
+            text.lines().map(|line| line.find("DESTINATION").or(line.find("a.test"))).collect();
+        assert!(columns.iter().all(|column| column.is_some() && *column == columns[0]), "{text}");
+    }
 
     #[test]
     fn since_takes_a_time_or_a_span() {

@@ -3,9 +3,8 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result, anyhow};
-use comfy_table::{Table, presets};
+use comfy_table::{Cell, Color, Table, presets};
 use jiff::Timestamp;
-use owo_colors::OwoColorize;
 use sandbox::SandboxId;
 use serde::Serialize;
 use store::{ChainHash, ChainReport, Finding, Problem, Store};
@@ -98,10 +97,10 @@ fn print(verification: &Verification) {
     let mut findings = new_table(["SANDBOX", "SEQUENCE", "EVENT", "TIME", "FOUND"]);
     for Chain { intact, report } in &verification.chains {
         let sandbox = shown(report.sandbox_id.as_deref());
-        let result = if *intact { "intact".green().to_string() } else { "BROKEN".red().bold().to_string() };
-        let numbers = [report.events, report.links, report.pruned].map(|number| number.to_string());
-        let [events, links, pruned] = numbers;
-        chains.add_row([sandbox.clone(), events, links, pruned, report.head.to_string(), result]);
+        let result =
+            if *intact { Cell::new("intact").fg(Color::Green) } else { Cell::new("BROKEN").fg(Color::Red) };
+        let [events, links, pruned] = [report.events, report.links, report.pruned].map(Cell::new);
+        chains.add_row([Cell::new(&sandbox), events, links, pruned, Cell::new(report.head), result]);
         for finding in &report.findings {
             findings.add_row(row(&sandbox, finding));
         }
