@@ -221,8 +221,8 @@ impl Shared {
         cut: impl FnOnce(&mut Uplink) -> Result<(), GateError>,
     ) -> Result<(), GateError> {
         let Some(tracking) = self.tracking.get() else { return Ok(()) };
-        // The counter goes with the wire.
-        let counted = if tracking.was_limited(slot) { self.count_unlogged() } else { Ok(()) };
+        // The counters go with the wire.
+        let counted = self.count(tracking, slot);
         let cut = self.with_existing_uplink(cut);
         tracking.cut(slot);
         cut.and(counted)
@@ -296,12 +296,20 @@ impl Shared {
         });
     }
 
-    /// Records how many refusals of flows by wires were too many to be logged.
-    fn count_unlogged(&self) -> Result<(), GateError> {
+    /// Compares what the kernel has counted of all wires with what was recorded.
+    fn count_wires(&self) -> Result<(), GateError> {
         let Some(tracking) = self.tracking.get() else { return Ok(()) };
+        tracking.record_missing();
+        let slots = self.uplink.lock().as_ref().map(Uplink::slots).unwrap_or_default();
+        // One after the other, so that nobody has to wait for all.
+        slots.into_iter().try_for_each(|slot| self.count(tracking, slot))
+    }
+
+    /// Reads what the kernel has counted of a wire.
+    fn count(&self, tracking: &Tracking, slot: Slot) -> Result<(), GateError> {
         self.with_existing_uplink(|uplink| {
-            for (slot, count) in uplink.unlogged()? {
-                tracking.record_unlogged(slot, count);
+            if let Some(counts) = uplink.take_counts(slot)? {
+                tracking.count(slot, counts);
             }
             Ok(())
         })
@@ -403,7 +411,7 @@ async fn sweep(shared: Weak<Shared>, stop: CancellationToken) {
             tokio::task::yield_now().await;
         }
         let removed = blocking(move || {
-            shared.count_unlogged()?;
+            shared.count_wires()?;
             let Some(before) = Instant::now().checked_sub(SWEEP) else { return Ok(()) };
             shared.with_existing_uplink(|uplink| uplink.remove_lingering(before))
         });

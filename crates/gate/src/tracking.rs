@@ -29,6 +29,7 @@ use crate::{
     addresses::Slot,
     events,
     sandbox::Sandbox,
+    uplink::Counts,
     uplink_rules::{self, LIMITED, PERMITTED},
     watched::Descriptor,
     wired::{Begun, Ended, Reconciled, Room, Wired},
@@ -158,6 +159,7 @@ impl Tracking {
         }
         drop(state);
         record_lost(&removed.sandbox, removed.waiting);
+        record_unread(&removed.sandbox, removed.missing);
     }
 
     /// Ends the connections of a wire that the policy does not permit, and records what they amounted to.
@@ -175,26 +177,26 @@ impl Tracking {
     /// Records what the uplink's packet filter has logged.
     pub(crate) fn record(self: &Arc<Self>, received: Received) {
         if received.lost > 0 {
-            // Whose they were is lost with them.
-            let all: Vec<_> = self.state.lock().wired.sandboxes().collect();
-            for sandbox in all.iter().filter_map(Weak::upgrade) {
-                sandbox.recorder.gap("uplink_log", received.lost);
-            }
+            // Whose they were is lost with them, but the counters of the wires will tell.
             self.lost.store(true, Ordering::Release);
         }
         for packet in received.packets {
             let Some(slot) = packet.flow.and_then(|headers| Slot::of(headers.source)) else { continue };
             let sandbox = self.state.lock().wired.sandbox(slot);
             let Some(sandbox) = sandbox.as_ref().and_then(Weak::upgrade) else { continue };
-            match packet.prefix.as_str() {
-                PERMITTED => self.record_beginning(&sandbox, slot, &packet),
+            let is_told = match packet.prefix.as_str() {
+                PERMITTED => {
+                    self.record_beginning(&sandbox, slot, &packet);
+                    true
+                }
                 LIMITED => {
-                    self.state.lock().wired.limited(slot);
                     sandbox.record_limit(&packet);
+                    true
                 }
-                _ => {
-                    let _is_told = sandbox.record_refusal(&packet);
-                }
+                _ => sandbox.record_refusal(&packet),
+            };
+            if is_told && let Some(ledger) = self.state.lock().wired.ledger(slot) {
+                ledger.accounted(1);
             }
         }
     }
@@ -204,19 +206,24 @@ impl Tracking {
         self.state.lock().wired.open()
     }
 
-    /// Whether flows of this wire were refused for being too many.
-    pub(crate) fn was_limited(&self, slot: Slot) -> bool {
-        self.state.lock().wired.was_limited(slot)
-    }
-
-    /// Records what the packet filter's counter of refusals that were not logged shows.
-    pub(crate) fn record_unlogged(&self, slot: Slot, count: u64) {
+    /// Takes what the packet filter has counted of a wire since it was last read.
+    pub(crate) fn count(&self, slot: Slot, counts: Counts) {
         let mut state = self.state.lock();
-        let more = state.wired.unlogged(slot, count);
+        if let Some(ledger) = state.wired.ledger(slot) {
+            ledger.counted(counts.logged);
+        }
         let sandbox = state.wired.sandbox(slot);
         drop(state);
         if let Some(sandbox) = sandbox.as_ref().and_then(Weak::upgrade) {
-            sandbox.recorder.gap("uplink_log_limit", more);
+            sandbox.recorder.gap("uplink_log_limit", counts.unlogged);
+        }
+    }
+
+    /// Records what had been counted when this was last called, and has not been read from the log since.
+    pub(crate) fn record_missing(&self) {
+        let missing = self.state.lock().wired.find_missing();
+        for (sandbox, count) in missing {
+            record_unread(&sandbox, count);
         }
     }
 
@@ -423,6 +430,15 @@ fn finish(ended: Option<Ended<Weak<Sandbox>>>) {
         && let Some(sandbox) = sandbox.upgrade()
     {
         sandbox.recorder.finish(event, totals);
+    }
+}
+
+/// The reason of an `audit_gap`: the kernel has counted more than was read from the log of the uplink.
+const UNREAD: &str = "uplink_log";
+
+fn record_unread(sandbox: &Weak<Sandbox>, count: u64) {
+    if let Some(sandbox) = sandbox.upgrade() {
+        sandbox.recorder.gap(UNREAD, count);
     }
 }
 

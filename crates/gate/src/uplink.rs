@@ -151,14 +151,22 @@ impl Uplink {
         }
     }
 
-    /// How many refused flows of each wire were too many to be logged, since it was laid.
-    pub(crate) fn unlogged(&mut self) -> Result<Vec<(Slot, u64)>, GateError> {
-        let counters = self.filter.counters(&uplink_rules::uplink_table());
-        let counters = counters.map_err(|error| GateError::Rules(WHOSE, error))?;
-        let counts: HashMap<_, _> =
-            counters.into_iter().map(|counter| (counter.name, counter.packets)).collect();
-        let count = |slot: &Slot| counts.get(&uplink_rules::unlogged(*slot)).map(|count| (*slot, *count));
-        Ok(self.wires.keys().filter_map(count).collect())
+    /// The wires there are.
+    pub(crate) fn slots(&self) -> Vec<Slot> {
+        self.wires.keys().copied().collect()
+    }
+
+    /// What the counters of a wire have counted since this was last asked; `None` if there is no such wire.
+    pub(crate) fn take_counts(&mut self, slot: Slot) -> Result<Option<Counts>, GateError> {
+        if !self.wires.contains_key(&slot) {
+            return Ok(None);
+        }
+        let mut take = |name: String| {
+            let taken = self.filter.take_counter(&uplink_rules::uplink_table(), &name);
+            taken.map(|counter| counter.packets).map_err(|error| GateError::Rules(WHOSE, error))
+        };
+        let logged = take(uplink_rules::logged(slot))?;
+        Ok(Some(Counts { logged, unlogged: take(uplink_rules::unlogged(slot))? }))
     }
 
     /// Replaces the floor.
@@ -196,6 +204,15 @@ fn await_carrier(connection: &mut Connection, link: LinkIndex) -> Result<(), net
         tracing::warn!(%link, "a wire has no carrier yet");
     }
     Ok(())
+}
+
+/// What the counters of a wire show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Packets that were to be logged.
+    pub(crate) logged: u64,
+    /// Refused flows that were too many to be logged.
+    pub(crate) unlogged: u64,
 }
 
 /// What is opened inside the uplink namespace.

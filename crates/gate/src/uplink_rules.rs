@@ -92,7 +92,7 @@ pub(crate) fn wire(
 ) -> (Batch, WireRules) {
     let table = uplink_table();
     let mut batch = Batch::new();
-    let Chains { out, back, permit, admit, .. } = &Chains::of(slot);
+    let Chains { out, back, permit, admit, refuse, .. } = &Chains::of(slot);
     let version = old.map_or(0, |old| old.version + 1);
     match old {
         Some(_) => {
@@ -102,7 +102,14 @@ pub(crate) fn wire(
     }
     let sets = EntrySets::add(&mut batch, &table, &format!("{out}{version}_"), carries.view);
     let mark = slot.mark_under(version);
-    outwards(&mut batch, &table, slot, mark, carries, &sets);
+    outwards(&mut batch, &table, slot, mark, carries);
+    for rule in sets.rules(Direction::Out, permit, refuse) {
+        batch.add_rule(&table, out, rule);
+    }
+    if carries.view.default == KernelDefault::ForwardPublic {
+        batch.add_rule(&table, out, rule().goto(permit));
+    }
+    batch.add_rule(&table, out, rule().goto(refuse));
     batch
         .add_rule(
             &table,
@@ -136,12 +143,12 @@ pub(crate) fn remove_wire(slot: Slot, rules: &WireRules) -> Batch {
             Element::new(name),
         );
     }
-    let Chains { out, back, permit, admit, limit } = Chains::of(slot);
+    let Chains { out, back, permit, admit, limit, refuse } = Chains::of(slot);
     // Each before those that it leads to.
-    for chain in [out, back, permit, admit, limit] {
+    for chain in [out, back, permit, admit, limit, refuse] {
         batch.flush_chain(&table, &chain).del_chain(&table, &chain);
     }
-    batch.del_counter(&table, &unlogged(slot));
+    batch.del_counter(&table, &unlogged(slot)).del_counter(&table, &logged(slot));
     for set in &rules.sets {
         batch.del_set(&table, set);
     }
@@ -163,6 +170,11 @@ pub(crate) fn room(slot: Slot, room: Room) -> Option<Batch> {
 /// The counter of a wire's refused flows that should have been logged and were too many.
 pub(crate) fn unlogged(slot: Slot) -> String {
     format!("{}_unlogged", slot.interface())
+}
+
+/// The counter of what the log is to tell of a wire: flows that are permitted, that are too many, and refused packets.
+pub(crate) fn logged(slot: Slot) -> String {
+    format!("{}_logged", slot.interface())
 }
 
 /// The table in the machine's namespace. It disappears with the daemon, and nothing is forwarded then.
@@ -217,6 +229,8 @@ struct Chains {
     admit: String,
     /// For flows that are too many.
     limit: String,
+    /// For what is refused.
+    refuse: String,
 }
 
 impl Chains {
@@ -228,15 +242,23 @@ impl Chains {
             permit: name("permit"),
             admit: name("admit"),
             limit: name("limit"),
+            refuse: name("refuse"),
         }
     }
 }
 
 fn create(batch: &mut Batch, table: &Table, slot: Slot, limits: &WireLimits) {
-    let Chains { out, back, permit, admit: new, limit } = Chains::of(slot);
-    for chain in [&out, &back, &permit, &new, &limit] {
+    let Chains { out, back, permit, admit: new, limit, refuse } = Chains::of(slot);
+    for chain in [&out, &back, &permit, &new, &limit, &refuse] {
         batch.add_chain(table, &Chain::regular(chain));
     }
+    // As the chain for all wires logs it.
+    let logged = logged(slot);
+    batch
+        .add_counter(table, &logged)
+        .add_rule(table, &refuse, rule().tcp().syn().count(&logged).end())
+        .add_rule(table, &refuse, rule().l4proto_not(TCP).count(&logged).end())
+        .add_rule(table, &refuse, rule().goto(REFUSE));
     admit(batch, table, slot, limits);
     if let Some(name) = InterfaceName::new(&slot.interface()) {
         batch.add_element(table, "wires", Element::new(name).verdict(Verdict::Goto(out))).add_element(
@@ -255,7 +277,7 @@ fn log(prefix: &str) -> Log {
 /// known, answered or not; unless it is one too many.
 fn admit(batch: &mut Batch, table: &Table, slot: Slot, limits: &WireLimits) {
     let Chains { admit, limit, .. } = Chains::of(slot);
-    let counter = unlogged(slot);
+    let (counter, logged) = (unlogged(slot), logged(slot));
     let strange = CtState::INVALID | CtState::ESTABLISHED | CtState::RELATED | CtState::UNTRACKED;
     batch
         .add_counter(table, &counter)
@@ -267,31 +289,28 @@ fn admit(batch: &mut Batch, table: &Table, slot: Slot, limits: &WireLimits) {
             rule().over_limit_per_second(limits.new_flows.into(), limits.burst).goto(&limit),
         )
         .add_rule(table, &admit, rule().lookup(FULL, Iifname).goto(&limit))
-        .add_rule(table, &admit, rule().set_ct_mark(slot.mark()).log(&log(PERMITTED)).accept())
-        .add_rule(table, &limit, rule().limit_per_second(LOG_RATE, LOG_BURST).log(&log(LIMITED)).goto(REJECT))
+        .add_rule(table, &admit, rule().set_ct_mark(slot.mark()).count(&logged).log(&log(PERMITTED)).accept())
+        .add_rule(
+            table,
+            &limit,
+            rule().limit_per_second(LOG_RATE, LOG_BURST).count(&logged).log(&log(LIMITED)).goto(REJECT),
+        )
         .add_rule(table, &limit, rule().count(&counter).goto(REJECT));
 }
 
 /// What leaves the sandbox: with its own source only, and then as in the sandbox's own namespace. A connection that
 /// these rules have permitted has `mark`, and is not judged by each of its packets.
-fn outwards(batch: &mut Batch, table: &Table, slot: Slot, mark: u32, carries: Carries<'_>, sets: &EntrySets) {
-    let Chains { out: chain, permit, .. } = &Chains::of(slot);
+fn outwards(batch: &mut Batch, table: &Table, slot: Slot, mark: u32, carries: Carries<'_>) {
+    let Chains { out: chain, refuse, .. } = &Chains::of(slot);
     batch
         .add_rule(table, chain, V4::rule().saddr_not(slot.v4()).drop())
         .add_rule(table, chain, V6::rule().saddr_not(slot.v6()).drop())
         .add_rule(table, chain, rule().ct_mark(mark).accept())
-        .add_rule(table, chain, V4::rule().daddr_in("floor4").goto(REFUSE))
-        .add_rule(table, chain, V6::rule().daddr_in("floor6").goto(REFUSE))
+        .add_rule(table, chain, V4::rule().daddr_in("floor4").goto(refuse))
+        .add_rule(table, chain, V6::rule().daddr_in("floor6").goto(refuse))
         // Queries go to the sandbox's resolver, whatever a socket is bound to.
-        .add_rule(table, chain, rule().udp().dport(DNS_PORT).goto(REFUSE));
+        .add_rule(table, chain, rule().udp().dport(DNS_PORT).goto(refuse));
     if !carries.ipv6 {
-        batch.add_rule(table, chain, rule().ipv6().goto(REFUSE));
+        batch.add_rule(table, chain, rule().ipv6().goto(refuse));
     }
-    for rule in sets.rules(Direction::Out, permit, REFUSE) {
-        batch.add_rule(table, chain, rule);
-    }
-    if carries.view.default == KernelDefault::ForwardPublic {
-        batch.add_rule(table, chain, rule().goto(permit));
-    }
-    batch.add_rule(table, chain, rule().goto(REFUSE));
 }

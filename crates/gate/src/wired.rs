@@ -9,7 +9,7 @@ use std::{
 use nft::conntrack::Tuple;
 use policy::FlowTotals;
 
-use crate::addresses::Slot;
+use crate::{addresses::Slot, ledger::Ledger};
 
 /// How many flows a sandbox may have that the kernel forwards: all sandboxes share one table of tracked connections,
 /// and none must use it up for the others.
@@ -77,10 +77,8 @@ struct Wire<S> {
     over: Over,
     early: VecDeque<(Instant, Tuple, FlowTotals)>,
     is_full: bool,
-    /// Whether flows were refused for being too many.
-    was_limited: bool,
-    /// What the counter of refusals that were not logged showed when it was last read.
-    unlogged: u64,
+    /// What the log is to tell of it, as it is counted and as it is read.
+    ledger: Ledger,
 }
 
 /// A flow that may go on.
@@ -135,6 +133,8 @@ pub(crate) struct Removed<S> {
     pub(crate) sandbox: S,
     /// How many events wait for totals that will not come any more.
     pub(crate) waiting: u64,
+    /// How much of what was counted was not read from the log.
+    pub(crate) missing: u64,
     /// Whether it was at its limit.
     pub(crate) was_full: bool,
 }
@@ -174,17 +174,17 @@ impl<S: Clone> Wired<S> {
             over: Over::default(),
             early: VecDeque::new(),
             is_full: false,
-            was_limited: false,
-            unlogged: 0,
+            ledger: Ledger::default(),
         };
         self.wires.insert(slot, wire);
     }
 
     /// A wire that is not to come again.
     pub(crate) fn remove(&mut self, slot: Slot) -> Option<Removed<S>> {
-        let wire = self.wires.remove(&slot)?;
+        let mut wire = self.wires.remove(&slot)?;
         let waiting = count_events(wire.open.values().chain(wire.displaced.iter().map(|(_, open)| open)));
-        Some(Removed { sandbox: wire.sandbox, waiting, was_full: wire.is_full })
+        let missing = wire.ledger.close();
+        Some(Removed { sandbox: wire.sandbox, waiting, missing, was_full: wire.is_full })
     }
 
     /// Whose wire it is.
@@ -195,11 +195,6 @@ impl<S: Clone> Wired<S> {
     /// How many flows may go on.
     pub(crate) fn open(&self) -> usize {
         self.wires.values().map(|wire| wire.open.len()).sum()
-    }
-
-    /// Everybody who has a wire.
-    pub(crate) fn sandboxes(&self) -> impl Iterator<Item = S> {
-        self.wires.values().map(|wire| wire.sandbox.clone())
     }
 
     /// The flows that are to be looked at now.
@@ -309,25 +304,15 @@ impl<S: Clone> Wired<S> {
         self.wires.get(&slot).is_some_and(|wire| wire.over.seen.get(tuple) == Some(&None))
     }
 
-    /// A flow was refused for being one too many.
-    pub(crate) fn limited(&mut self, slot: Slot) {
-        if let Some(wire) = self.wires.get_mut(&slot) {
-            wire.was_limited = true;
-        }
+    /// What the log is to tell of a wire.
+    pub(crate) fn ledger(&mut self, slot: Slot) -> Option<&mut Ledger> {
+        self.wires.get_mut(&slot).map(|wire| &mut wire.ledger)
     }
 
-    /// Whether any was.
-    pub(crate) fn was_limited(&self, slot: Slot) -> bool {
-        self.wires.get(&slot).is_some_and(|wire| wire.was_limited)
-    }
-
-    /// What the counter of refusals that were not logged shows. Gives how many there are since it was last read.
-    pub(crate) fn unlogged(&mut self, slot: Slot, count: u64) -> u64 {
-        let Some(wire) = self.wires.get_mut(&slot) else { return 0 };
-        // A wire that was taken away and laid again begins anew.
-        let before = if count < wire.unlogged { 0 } else { wire.unlogged };
-        wire.unlogged = count;
-        count - before
+    /// How much of what had been counted when this was last called is missing, and whose.
+    pub(crate) fn find_missing(&mut self) -> Vec<(S, u64)> {
+        let missing = self.wires.values_mut().map(|wire| (wire.sandbox.clone(), wire.ledger.find_missing()));
+        missing.filter(|(_, count)| *count > 0).collect()
     }
 
     /// Compares with what the kernel had at some time after `asked`: what had begun before and is not `there` has ended

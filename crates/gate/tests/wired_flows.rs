@@ -342,3 +342,31 @@ fn refusals_over_a_limit_that_are_too_many_for_the_log_are_counted() {
         assert_eq!(gap.reason.as_deref(), Some("uplink_log_limit"));
     });
 }
+
+#[test]
+fn all_that_the_uplink_counted_is_recorded_over_changes_of_the_policy_and_to_the_end() {
+    lab::run(|lab| async move {
+        let limits = WireLimits { new_flows: 1, burst: 40, ..WireLimits::default() };
+        let gate = strict(limits).await;
+        let sandbox = attach(&lab, &gate, "sbx-one00001").await;
+        // Some are too many.
+        sandbox.run(|| (0..50).filter(|port| held_datagrams(1000 + port).is_ok()).count()).await;
+        // Without the wire, and with another one in its place.
+        sandbox.set_policy(&lab, &allow(&["api.github.com"])).await;
+        sandbox.set_policy(&lab, &allow(&[SERVER])).await;
+        assert!(sandbox.get("10.1.2.3:80", "x").await.unwrap().starts_with("HTTP/1.1 200"));
+        sandbox.0.detach().await;
+        drop(sandbox);
+        // The wire's place is given back when the end of the log has been read.
+        let released = async {
+            while gate.stats().sandboxes > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, released).await.unwrap();
+        let events = recorded(&lab).await;
+        assert!(events.iter().all(|event| event.kind != "audit_gap"), "{events:#?}");
+        let reasons: Vec<_> = events.iter().filter_map(|event| event.reason.as_deref()).collect();
+        assert!(reasons.contains(&"flow_limit") && reasons.contains(&"allow_entry"), "{reasons:?}");
+    });
+}

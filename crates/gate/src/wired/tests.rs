@@ -38,7 +38,10 @@ fn the_totals_of_a_flow_go_to_the_event_of_its_beginning() {
     let mut end = |number| wired.end(slot(number), flow(1), |_| totals(7), now).0;
     assert_eq!(end(1), ended("other", 12, 7));
     assert_eq!(end(1), None);
-    assert_eq!(wired.remove(slot(0)), Some(Removed { sandbox: "one", waiting: 1, was_full: false }));
+    assert_eq!(
+        wired.remove(slot(0)),
+        Some(Removed { sandbox: "one", waiting: 1, missing: 0, was_full: false })
+    );
     assert_eq!(wired.end(slot(0), flow(1), |_| totals(7), now), (None, Room::Unchanged));
 }
 
@@ -216,4 +219,22 @@ fn the_flows_to_be_cut_are_those_that_are_not_permitted() {
     let refused = wired.refused(slot(0), |tuple| tuple.ports.unwrap().0 > 0);
     assert_eq!(refused, [flow(0)]);
     assert!(wired.refused(slot(1), |_| false).is_empty());
+}
+
+#[test]
+fn what_was_counted_and_not_read_from_the_log_is_missing_at_whose_wire_it_was() {
+    let mut wired = wired(10);
+    for (number, read) in [(0, 5), (1, 3)] {
+        let ledger = wired.ledger(slot(number)).unwrap();
+        ledger.counted(5);
+        ledger.accounted(read);
+    }
+    assert_eq!(wired.find_missing(), [], "it may be under way");
+    assert_eq!(wired.find_missing(), [("other", 2)]);
+    assert_eq!(wired.find_missing(), []);
+    // What is still under way when the wire goes does not come any more.
+    wired.ledger(slot(0)).unwrap().counted(1);
+    assert_eq!(wired.remove(slot(0)).unwrap().missing, 1);
+    assert_eq!(wired.remove(slot(1)).unwrap().missing, 0);
+    assert!(wired.ledger(slot(0)).is_none());
 }
