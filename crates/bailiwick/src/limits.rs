@@ -3,6 +3,7 @@
 use std::{fmt, ops::RangeInclusive};
 
 use anyhow::{Result, anyhow};
+use gate::ByteLimits;
 use sandbox::cgroup;
 
 use crate::exit::BadInput;
@@ -54,6 +55,9 @@ const FIELDS: &[Field] = &[
     field!("flows_per_second", 1..=MANY, network.flows.new_flows.count),
     field!("flows_burst", 1..=MANY, network.flows.new_flows.burst),
     field!("half_open", 1..=MANY, network.flows.max_half_open),
+    field!("bytes_up", 1..=ByteLimits::UNREACHABLE, network.flows.bytes.up),
+    field!("bytes_down", 1..=ByteLimits::UNREACHABLE, network.flows.bytes.down),
+    field!("bytes_total", 1..=ByteLimits::UNREACHABLE, network.flows.bytes.total),
     field!("wire_flows", 1..=MANY, network.wires.max_flows),
     field!("wire_flows_per_second", 1..=MANY, network.wires.new_flows),
     field!("wire_flows_burst", 1..=MANY, network.wires.burst),

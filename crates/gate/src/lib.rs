@@ -45,6 +45,6 @@ pub use dns::Limits as NameLimits;
 pub use error::GateError;
 pub use gate::{AttachRequest, Gate, GateConfig};
 pub use limits::Limits;
-pub use proxy::Limits as FlowLimits;
+pub use proxy::{ByteLimits, Limits as FlowLimits};
 pub use stats::GateStats;
 pub use wired::WireLimits;

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use gate::{AttachRequest, BindingLimits, FlowLimits, Gate, GateConfig, Limits, NameLimits};
+use gate::{AttachRequest, BindingLimits, ByteLimits, FlowLimits, Gate, GateConfig, Limits, NameLimits};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use policy::Rate;
 use store::EventRecord;
@@ -216,5 +216,45 @@ fn a_sandbox_has_only_so_many_new_names_of_a_permitted_zone_looked_up_however_it
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert_eq!(other.lookup("secret6.allowed.test").await.len(), 1);
         assert_eq!((lab.asked_for("secret5"), lab.asked_for("secret6")), (2, 1));
+    });
+}
+
+/// Gets so many bytes through the proxy.
+fn download(bytes: usize) -> io::Result<usize> {
+    let mut stream = lab::connect(ALLOWED.parse().unwrap())?;
+    write!(stream, "GET /bytes/{bytes} HTTP/1.1\r\nHost: allowed.test\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)
+}
+
+#[test]
+fn a_sandbox_that_has_moved_as_many_bytes_as_it_may_is_cut_off_and_another_is_not() {
+    lab::run(|lab| async move {
+        let bytes = ByteLimits { total: 1_000_000, ..ByteLimits::default() };
+        let flows = FlowLimits { bytes, ..FlowLimits::default() };
+        let both = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        bound(&both).await;
+        let [one, other] = &both;
+        let mut waiting = one.run(held).await.unwrap();
+        assert!(one.run(|| download(600_000)).await.unwrap() > 600_000);
+        assert!(other.run(|| download(600_000)).await.unwrap() > 600_000);
+        let cut = one.run(|| download(600_000)).await.unwrap_err();
+        assert_eq!(cut.kind(), ErrorKind::ConnectionReset);
+        // The rest of the answer that it had, and then the same.
+        let cut = one.run(move || waiting.read_to_end(&mut Vec::new())).await.unwrap_err();
+        assert_eq!(cut.kind(), ErrorKind::ConnectionReset);
+        is_reset(one).await;
+        is_served(other).await;
+        assert_eq!(refusals(&lab, one).await, of_one("byte_budget", 1));
+        let events = lab.events(one).await;
+        let revoked = events.iter().filter(|event| event.kind == "egress_revoked");
+        let revoked: Vec<_> = revoked.map(|event| (event.reason.as_deref(), event.host.as_deref())).collect();
+        assert_eq!(revoked, [(Some("byte_budget"), Some("allowed.test")); 2]);
+        let moved: u64 = events
+            .iter()
+            .filter(|event| event.sandbox_id.as_deref() == Some("sbx-one00001"))
+            .filter_map(|event| Some(event.bytes_up? + event.bytes_down?))
+            .sum();
+        assert!((600_000..=1_000_000).contains(&moved), "{moved}");
     });
 }

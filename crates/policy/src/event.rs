@@ -37,7 +37,7 @@ pub enum EventKind {
     EgressAllowed,
     /// A new flow was refused.
     EgressBlocked,
-    /// An established flow was cut by a policy change.
+    /// An established flow was cut by a policy change, or because the sandbox has moved as many bytes as it may.
     EgressRevoked,
     /// A DNS query was refused.
     DnsBlocked,

@@ -4,15 +4,20 @@ use std::{
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::Poll,
 };
 
 use policy::{HostName, InForce, NameSource, Reason};
-use tokio::{io::AsyncWriteExt, net::tcp::ReadHalf, time::Instant};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    net::tcp::ReadHalf,
+    time::Instant,
+};
 
 use crate::{
     Egress, Hold, Limits,
+    bytes::Way,
     decision::{self, Permit, Refusal},
     dial::{Dialled, dial},
     flows::{Entry, Ongoing, Registration},
@@ -136,7 +141,7 @@ impl<E: Egress> Connection<E> {
         let entry = self.entry();
         let _ongoing = Ongoing::start(&self.egress, entry, permit.event());
         let Some(Dialled { socket: mut server, hold: _hold, .. }) = self.dial(&permit).await else { return };
-        if !send(&mut server, first, entry).await {
+        if !send(&mut *server, first, entry).await {
             return;
         }
         if relay::relay(&mut client, &mut server, entry).await == Ended::Cleanly {
@@ -162,7 +167,7 @@ impl<E: Egress> Connection<E> {
         let Dialled { socket: mut server, hold: _hold, .. } = self.dial(&permit).await?;
         let (mut client_read, mut client_write) = client.split();
         let (mut server_read, mut server_write) = server.split();
-        let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
+        let mut down = Direction::new(&mut server_read, &mut client_write, entry, Way::Down);
         let opening = {
             let opening = self.read_late(&mut client_read, bytes);
             let mut opening = pin!(opening);
@@ -178,18 +183,17 @@ impl<E: Egress> Connection<E> {
             // Its end without a byte is passed on by the relay, which reads it again.
             Opening::Unknown | Opening::Silent | Opening::Closed => {
                 entry.opened();
-                if server_write.write_all(bytes).await.is_err() {
+                if !send(&mut server_write, bytes, entry).await {
                     return None;
                 }
-                entry.up.fetch_add(relay::count(bytes.len()), Ordering::Relaxed);
-                let up = Direction::new(&mut client_read, &mut server_write, &entry.up);
+                let up = Direction::new(&mut client_read, &mut server_write, entry, Way::Up);
                 if relay::both(up, &mut down).await == Ended::Cleanly {
                     client.finish();
                     server.finish();
                 }
                 None
             }
-            late if entry.down.load(Ordering::Relaxed) == 0 => {
+            late if entry.passed_down() == 0 => {
                 entry.set_subject(None);
                 server.finish();
                 Some((client, late))
@@ -296,10 +300,11 @@ impl<E: Egress> Connection<E> {
 }
 
 /// Sends bytes that were read before there was a server; whether it took them.
-pub(crate) async fn send(server: &mut Socket, bytes: &[u8], entry: &Entry) -> bool {
-    if server.write_all(bytes).await.is_err() {
+pub(crate) async fn send(server: &mut (impl AsyncWrite + Unpin), bytes: &[u8], entry: &Entry) -> bool {
+    let count = relay::count(bytes.len());
+    if entry.spend(Way::Up, count).is_err() || server.write_all(bytes).await.is_err() {
         return false;
     }
-    entry.up.fetch_add(relay::count(bytes.len()), Ordering::Relaxed);
+    entry.count(Way::Up, count);
     true
 }

@@ -17,8 +17,9 @@ use policy::{
 use tokio::task::AbortHandle;
 
 use crate::{
-    Egress, EventId, Limits,
-    decision::{ech_verdict, refused_ech},
+    ByteLimits, Egress, EventId, Limits,
+    bytes::{Bytes, Spent, Way},
+    decision::{deny, ech_verdict, refused_ech},
 };
 
 /// The live flows of one sandbox.
@@ -28,6 +29,7 @@ pub struct Flows {
     next: AtomicU64,
     /// How many of them have not shown yet what they are.
     half_open: AtomicUsize,
+    bytes: Bytes,
 }
 
 #[derive(Default)]
@@ -64,6 +66,32 @@ impl Flows {
         self.len() == 0
     }
 
+    /// Takes note of bytes that the sandbox has moved in another way than through the proxy. Whether it may go on: if not,
+    /// every flow is cut and recorded as revoked, and no other may begin.
+    pub fn spend(&self, limits: &ByteLimits, up: u64, down: u64, generation: u64) -> bool {
+        let spent = self.bytes.spend(limits, up, down);
+        if spent.is_err() {
+            self.cut_spent(generation);
+        }
+        spent.is_ok()
+    }
+
+    /// Whether the sandbox has moved as many bytes as it may.
+    pub fn are_bytes_spent(&self) -> bool {
+        self.bytes.are_spent()
+    }
+
+    /// Cuts every flow that was permitted. Those that are being judged are cut as soon as they would move a byte.
+    fn cut_spent(&self, generation: u64) {
+        let entries: Vec<_> = self.table.lock().entries.values().cloned().collect();
+        for entry in entries {
+            let subject = entry.subject.lock().take();
+            if let Some(subject) = subject {
+                entry.revoke(subject, deny(Reason::ByteBudget), generation);
+            }
+        }
+    }
+
     /// A number that no other caller gets.
     pub(crate) fn unique(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
@@ -82,9 +110,13 @@ impl Flows {
         recorder: Arc<dyn Recorder>,
         now: Instant,
     ) -> Result<Registration, Reason> {
+        if self.bytes.are_spent() {
+            return Err(Reason::ByteBudget);
+        }
         let id = self.unique();
         let entry = Arc::new(Entry {
             flows: Arc::clone(self),
+            limits: limits.bytes,
             server,
             recorder,
             abort: OnceLock::new(),
@@ -116,17 +148,25 @@ impl Flows {
 /// The part of [`Egress`] that a revocation needs, without its generic method.
 pub(crate) trait Recorder: Send + Sync {
     fn record_event(&self, event: FlowEvent);
+
+    /// Of the policy in force.
+    fn generation(&self) -> u64;
 }
 
 impl<E: Egress> Recorder for E {
     fn record_event(&self, event: FlowEvent) {
         self.record(event);
     }
+
+    fn generation(&self) -> u64 {
+        self.in_force().generation
+    }
 }
 
 /// One registered flow.
 pub(crate) struct Entry {
     flows: Arc<Flows>,
+    limits: ByteLimits,
     server: u64,
     recorder: Arc<dyn Recorder>,
     /// Ends the flow's task; its sockets are reset as it is dropped.
@@ -137,9 +177,9 @@ pub(crate) struct Entry {
     is_half_open: AtomicBool,
     subject: Mutex<Option<Subject>>,
     /// Bytes from the sandbox to the destination. Only the flow's own task writes it.
-    pub(crate) up: AtomicU64,
+    up: AtomicU64,
     /// Bytes from the destination to the sandbox. Only the flow's own task writes it.
-    pub(crate) down: AtomicU64,
+    down: AtomicU64,
 }
 
 /// What a flow was permitted as.
@@ -190,6 +230,10 @@ impl Entry {
         // Taken, so that it is not recorded again while the task is ending.
         let Some(subject) = slot.take() else { return };
         drop(slot);
+        self.revoke(subject, verdict, now.generation);
+    }
+
+    fn revoke(&self, subject: Subject, verdict: Verdict, generation: u64) {
         self.recorder.record_event(FlowEvent {
             kind: EventKind::EgressRevoked,
             verdict,
@@ -198,10 +242,39 @@ impl Entry {
             address: Some(subject.address),
             port: Some(subject.port),
             protocol: Protocol::Tcp,
-            generation: now.generation,
+            generation,
             count: 1,
         });
         self.abort();
+    }
+
+    /// Takes note of bytes that are about to be passed on.
+    ///
+    /// # Errors
+    /// When they are more than the sandbox may move. This flow is cut then, with all others.
+    pub(crate) fn spend(&self, way: Way, bytes: u64) -> Result<(), Spent> {
+        let (up, down) = match way {
+            Way::Up => (bytes, 0),
+            Way::Down => (0, bytes),
+        };
+        self.flows.bytes.spend(&self.limits, up, down).inspect_err(|Spent| {
+            self.flows.cut_spent(self.recorder.generation());
+        })
+    }
+
+    /// Counts bytes that were passed on. Only the flow's own task may call this.
+    pub(crate) fn count(&self, way: Way, bytes: u64) {
+        let moved = match way {
+            Way::Up => &self.up,
+            Way::Down => &self.down,
+        };
+        // A plain store: there is no other writer.
+        moved.store(moved.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+    }
+
+    /// How many bytes were passed on to the sandbox.
+    pub(crate) fn passed_down(&self) -> u64 {
+        self.down.load(Ordering::Relaxed)
     }
 
     fn abort(&self) {
@@ -296,6 +369,10 @@ mod tests {
 
     impl Recorder for Nobody {
         fn record_event(&self, _: FlowEvent) {}
+
+        fn generation(&self) -> u64 {
+            1
+        }
     }
 
     fn admit(flows: &Arc<Flows>, limits: &Limits, now: Instant) -> Result<Registration, Reason> {

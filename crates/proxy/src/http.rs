@@ -8,7 +8,6 @@ use std::{
     future::{Future, poll_fn},
     net::IpAddr,
     pin::pin,
-    sync::atomic::Ordering,
     task::Poll,
     time::Duration,
 };
@@ -32,6 +31,7 @@ use tokio::{
 
 use crate::{
     Egress,
+    bytes::Way,
     connection::{Claim, Connection},
     decision::{self, Permit, Refusal},
     dial::Dialled,
@@ -165,8 +165,8 @@ impl<E: Egress> Session<'_, E> {
         if let Some(request) = first.take_if(|request| is_offer(request)) {
             match self.offer(&request, &mut server_read, &mut server_write, &mut client_write).await {
                 Some(Answer::Switched) => {
-                    let up = Direction::new(&mut client_read, &mut server_write, &entry.up);
-                    let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
+                    let up = Direction::new(&mut client_read, &mut server_write, entry, Way::Up);
+                    let mut down = Direction::new(&mut server_read, &mut client_write, entry, Way::Down);
                     return match relay::both(up, &mut down).await {
                         Ended::Cleanly => Outcome::Ended,
                         Ended::Broken => Outcome::Broken,
@@ -176,7 +176,7 @@ impl<E: Egress> Session<'_, E> {
                 None => return Outcome::Broken,
             }
         }
-        let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down).without_end();
+        let mut down = Direction::new(&mut server_read, &mut client_write, entry, Way::Down).without_end();
         let end = {
             let up = pin!(self.requests(first, &mut client_read, &mut server_write));
             until_either(up, &mut down).await
@@ -289,7 +289,7 @@ impl<E: Egress> Session<'_, E> {
                 out.extend(self.bytes.drain(..there));
                 write(server, &out, entry).await?;
                 let missing = length.saturating_sub(relay::count(there));
-                let mut rest = Direction::new(client, server, &entry.up).limited(missing);
+                let mut rest = Direction::new(client, server, entry, Way::Up).limited(missing);
                 rest.run().await.map_err(|failed| match failed {
                     Failed::Read => UpEnd::Broken,
                     Failed::Write => UpEnd::ServerGone,
@@ -410,8 +410,10 @@ async fn pass_answer(server: &mut ReadHalf<'_>, client: &mut WriteHalf<'_>, entr
 }
 
 async fn pass_down(client: &mut WriteHalf<'_>, bytes: &[u8], entry: &Entry) -> Option<()> {
+    let count = relay::count(bytes.len());
+    entry.spend(Way::Down, count).ok()?;
     client.write_all(bytes).await.ok()?;
-    entry.down.fetch_add(relay::count(bytes.len()), Ordering::Relaxed);
+    entry.count(Way::Down, count);
     Some(())
 }
 
@@ -495,7 +497,9 @@ async fn write(server: &mut (impl AsyncWrite + Unpin), bytes: &[u8], entry: &Ent
     if bytes.is_empty() {
         return Ok(());
     }
+    let count = relay::count(bytes.len());
+    entry.spend(Way::Up, count).map_err(|_| UpEnd::Broken)?;
     server.write_all(bytes).await.map_err(|_| UpEnd::ServerGone)?;
-    entry.up.fetch_add(relay::count(bytes.len()), Ordering::Relaxed);
+    entry.count(Way::Up, count);
     Ok(())
 }

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod bytes;
 mod connection;
 mod decision;
 mod dial;
@@ -30,6 +31,7 @@ mod serve;
 mod socket;
 mod workers;
 
+pub use bytes::ByteLimits;
 pub use egress::{Egress, EventId, Hold, NoAddress};
 pub use flows::Flows;
 pub use serve::{Limits, serve};

@@ -8,7 +8,6 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -22,6 +21,7 @@ use tokio::{
 
 use crate::{
     buffer,
+    bytes::{Spent, Way},
     flows::Entry,
     pipes::{self, Lease},
 };
@@ -41,8 +41,8 @@ pub(crate) enum Ended {
 pub(crate) async fn relay(client: &mut TcpStream, server: &mut TcpStream, entry: &Entry) -> Ended {
     let (mut client_read, mut client_write) = client.split();
     let (mut server_read, mut server_write) = server.split();
-    let up = Direction::new(&mut client_read, &mut server_write, &entry.up);
-    let mut down = Direction::new(&mut server_read, &mut client_write, &entry.down);
+    let up = Direction::new(&mut client_read, &mut server_write, entry, Way::Up);
+    let mut down = Direction::new(&mut server_read, &mut client_write, entry, Way::Down);
     both(up, &mut down).await
 }
 
@@ -83,8 +83,9 @@ pub(crate) enum Failed {
 pub(crate) struct Direction<'h, 'r, 'w> {
     from: &'h mut ReadHalf<'r>,
     to: &'h mut WriteHalf<'w>,
-    /// Bytes written; only this direction changes it.
-    moved: &'h AtomicU64,
+    /// Whose bytes these are.
+    entry: &'h Entry,
+    way: Way,
     read: u64,
     /// How many bytes it moves before it is done; `u64::MAX` means until the stream ends.
     limit: u64,
@@ -106,11 +107,17 @@ enum State {
 }
 
 impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
-    pub(crate) fn new(from: &'h mut ReadHalf<'r>, to: &'h mut WriteHalf<'w>, moved: &'h AtomicU64) -> Self {
+    pub(crate) fn new(
+        from: &'h mut ReadHalf<'r>,
+        to: &'h mut WriteHalf<'w>,
+        entry: &'h Entry,
+        way: Way,
+    ) -> Self {
         Self {
             from,
             to,
-            moved,
+            entry,
+            way,
             read: 0,
             limit: u64::MAX,
             passes_end: true,
@@ -198,7 +205,7 @@ impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
                 self.state = State::Ended;
                 return Poll::Ready(Ok(()));
             }
-            self.read = self.read.saturating_add(count(bytes.len()));
+            self.take(bytes.len())?;
             let written = match Pin::new(&mut *self.to).poll_write(cx, bytes) {
                 Poll::Ready(Ok(written)) => written,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Write)),
@@ -247,7 +254,7 @@ impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
         let Some(lease) = &mut self.pipe else { return self.poll_copy(cx) };
         match stream.try_io(Interest::READABLE, || lease.pipe().fill(stream, room)) {
             Ok(0) => self.state = State::Ended,
-            Ok(read) => self.read = self.read.saturating_add(count(read)),
+            Ok(read) => self.take(read)?,
             Err(error) if is_retry(&error) => {}
             Err(_) => return Poll::Ready(Err(Failed::Read)),
         }
@@ -273,10 +280,14 @@ impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
         usize::try_from(self.limit.saturating_sub(self.read)).unwrap_or(usize::MAX).min(most)
     }
 
+    /// Takes note of what was read. What the sandbox may not move any more fails, and is not written.
+    fn take(&mut self, read: usize) -> Result<(), Failed> {
+        self.read = self.read.saturating_add(count(read));
+        self.entry.spend(self.way, count(read)).map_err(|Spent| Failed::Read)
+    }
+
     fn add(&self, written: usize) {
-        // A plain store: this direction is the only writer.
-        let moved = self.moved.load(Ordering::Relaxed).wrapping_add(count(written));
-        self.moved.store(moved, Ordering::Relaxed);
+        self.entry.count(self.way, count(written));
     }
 }
 

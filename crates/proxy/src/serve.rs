@@ -12,7 +12,9 @@ use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Egress, Flows, connection::Connection, decision::Refusal, flows::Recorder, socket::Socket};
+use crate::{
+    ByteLimits, Egress, Flows, connection::Connection, decision::Refusal, flows::Recorder, socket::Socket,
+};
 
 /// How long to wait after a failed `accept`, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -27,6 +29,8 @@ pub struct Limits {
     /// The most connections whose first bytes have not been read completely, at the same time; further ones are
     /// reset. Connections that an address entry permits are not read and do not count.
     pub max_half_open: usize,
+    /// The most bytes in the sandbox's life.
+    pub bytes: ByteLimits,
     /// How long a client may take from connecting to a complete ClientHello or request head, and for each further
     /// request head from its first byte.
     pub peek_timeout: Duration,
@@ -47,6 +51,7 @@ impl Default for Limits {
             max_flows: 1024,
             new_flows: Rate::per_second(2000, 4000),
             max_half_open: 256,
+            bytes: ByteLimits::default(),
             peek_timeout: Duration::from_secs(5),
             peek_bytes: 64 << 10,
             server_first: Duration::from_millis(200),

@@ -4,15 +4,15 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use policy::{EventKind, NameSource, Rate};
-use proxy::{Flows, Limits};
+use proxy::{ByteLimits, Flows, Limits};
 use support::{
     ACCESS_DENIED, GOOD, HelloBuilder, Lab, Server, assert_event, assert_reset, lab, read_exact, read_to_end,
     write,
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -199,5 +199,97 @@ fn a_name_that_may_not_be_looked_up_any_more_is_refused_with_that_reason() {
         let events = lab.wait_events(1).await;
         assert_event(&events[0], EventKind::EgressBlocked, "dns_labels", Some("evil.test"), NameSource::Sni);
         relayed(&lab, &server, 443).await;
+    });
+}
+
+/// The last of so many events is that a flow to `good.test` was cut for its bytes.
+async fn cut(lab: &Lab, events: usize) {
+    let events = lab.wait_events(events).await;
+    let event = events.last().unwrap();
+    assert_event(event, EventKind::EgressRevoked, "byte_budget", Some("good.test"), NameSource::Sni);
+    assert_eq!((event.address, event.port), (Some(GOOD.parse().unwrap()), Some(443)));
+}
+
+#[test]
+fn of_a_sandbox_that_has_sent_what_it_may_every_flow_is_cut_and_no_other_begins() {
+    lab(|mut lab| async move {
+        let hello = u64::try_from(HelloBuilder::named("good.test").build().len()).unwrap();
+        lab.permit_good();
+        lab.limits.bytes = ByteLimits { up: 2 * hello + 10, ..ByteLimits::default() };
+        lab.proxy(443);
+        let server = Server::listen(GOOD, 443).await;
+        let (mut first, mut first_inside) = relayed(&lab, &server, 443).await;
+        let (mut second, mut second_inside) = relayed(&lab, &server, 443).await;
+        write(&mut first, b"0123456789").await;
+        assert_eq!(read_exact(&mut first_inside, 10).await, b"0123456789");
+        // What comes down is not limited.
+        write(&mut second_inside, &[7; 100_000]).await;
+        read_exact(&mut second, 100_000).await;
+
+        write(&mut first, b"x").await;
+        for end in [&mut first, &mut first_inside, &mut second, &mut second_inside] {
+            assert_reset(end).await;
+        }
+        cut(&lab, 4).await;
+        assert_reset(&mut lab.connect(GOOD, 443).await).await;
+        refused(&lab, 5, "byte_budget").await;
+        let totals = [lab.wait_finished(0).await, lab.wait_finished(1).await];
+        assert_eq!(totals.map(|totals| totals.bytes_up), [hello + 10, hello]);
+
+        lab.flows = Arc::new(Flows::new());
+        lab.proxy(8443);
+        let server = Server::listen(GOOD, 8443).await;
+        relayed(&lab, &server, 8443).await;
+    });
+}
+
+#[test]
+fn a_sandbox_gets_no_more_bytes_than_it_may() {
+    const MOST: usize = 400_000;
+    lab(|mut lab| async move {
+        lab.permit_good();
+        lab.limits.bytes = ByteLimits { down: MOST as u64, ..ByteLimits::default() };
+        lab.proxy(443);
+        let server = Server::listen(GOOD, 443).await;
+        let (mut client, mut inside) = relayed(&lab, &server, 443).await;
+        // So many that they are spliced at last.
+        write(&mut inside, &[7; MOST / 2]).await;
+        read_exact(&mut client, MOST / 2).await;
+        let sending = tokio::spawn(async move { while inside.write_all(&[7; MOST]).await.is_ok() {} });
+        let (bytes, ended) = read_to_end(&mut client).await;
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(bytes.len() <= MOST / 2, "{}", bytes.len());
+        timeout(support::DEADLINE, sending).await.expect("its server is told, too").unwrap();
+        cut(&lab, 2).await;
+    });
+}
+
+#[test]
+fn requests_and_responses_count_together() {
+    lab(|mut lab| async move {
+        lab.permit_good();
+        lab.limits.bytes = ByteLimits { total: 400, ..ByteLimits::default() };
+        lab.proxy(80);
+        let server = Server::listen(GOOD, 80).await;
+        let mut client = lab.connect(GOOD, 80).await;
+        write(&mut client, b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n").await;
+        let mut inside = server.accept().await;
+        read_exact(&mut inside, 30).await;
+        write(&mut inside, &[b'x'; 300]).await;
+        assert_eq!(read_exact(&mut client, 300).await, [b'x'; 300]);
+        let body =
+            [b"POST / HTTP/1.1\r\nHost: good.test\r\nContent-Length: 200\r\n\r\n".to_vec(), vec![b'y'; 200]];
+        write(&mut client, &body.concat()).await;
+        assert_reset(&mut client).await;
+        let events = lab.wait_events(3).await;
+        assert_event(
+            &events[2],
+            EventKind::EgressRevoked,
+            "byte_budget",
+            Some("good.test"),
+            NameSource::Host,
+        );
+        let (_, ended) = read_to_end(&mut inside).await;
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
     });
 }
