@@ -64,8 +64,8 @@ pub(crate) fn permission(headers: &Headers, known: Option<Known>, policies: &Pol
 }
 
 /// The event of a flow that was one too many.
-pub(crate) fn limit(headers: &Headers, known: Option<Known>, now: &InForce) -> FlowEvent {
-    let verdict = Verdict { decision: Decision::Deny, rule: Rule::Default, reason: Reason::FlowLimit };
+pub(crate) fn limit(headers: &Headers, known: Option<Known>, now: &InForce, reason: Reason) -> FlowEvent {
+    let verdict = Verdict { decision: Decision::Deny, rule: Rule::Default, reason };
     event(EventKind::EgressBlocked, verdict, now.generation, known.map(|known| known.name), headers)
 }
 

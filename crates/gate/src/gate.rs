@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use audit::Recorder;
 use dns::Upstream;
-use netns::{Monitor, NetNs};
+use netns::{LinkBytes, Monitor, NetNs};
 use parking_lot::Mutex;
 use policy::{Floor, InForce, Policy};
 use proxy::Workers;
@@ -24,6 +24,7 @@ use crate::{
     addresses::Slot,
     events,
     member::{Member, chain},
+    meter,
     namespace::{self, Interior},
     node::Node,
     sandbox::{Sandbox, Shares},
@@ -104,6 +105,9 @@ impl Gate {
         });
         tokio::spawn(watch(Arc::downgrade(&shared), monitor, stop.clone()));
         tokio::spawn(sweep(Arc::downgrade(&shared), stop.clone()));
+        if shared.config.limits.flows.bytes.can_be_reached() {
+            tokio::spawn(meter::run(Arc::downgrade(&shared), stop.clone()));
+        }
         Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
     }
 
@@ -222,7 +226,7 @@ impl Shared {
     ) -> Result<(), GateError> {
         let Some(tracking) = self.tracking.get() else { return Ok(()) };
         // The counters go with the wire.
-        let counted = self.count(tracking, slot);
+        let counted = self.count(tracking, slot).and(self.count_bytes_of(slot));
         let cut = self.with_existing_uplink(cut);
         tracking.cut(slot);
         cut.and(counted)
@@ -313,6 +317,38 @@ impl Shared {
             }
             Ok(())
         })
+    }
+
+    /// Adds what went by wires to what each sandbox has moved.
+    pub(crate) fn count_bytes(&self) -> Result<(), GateError> {
+        let mut moved = Vec::new();
+        self.with_existing_uplink(|uplink| {
+            moved = uplink.all_bytes()?;
+            Ok(())
+        })?;
+        self.spend(moved);
+        Ok(())
+    }
+
+    /// As [`Self::count_bytes`], of one wire, if that matters.
+    fn count_bytes_of(&self, slot: Slot) -> Result<(), GateError> {
+        if !self.config.limits.flows.bytes.can_be_reached() {
+            return Ok(());
+        }
+        let mut moved = None;
+        self.with_existing_uplink(|uplink| {
+            moved = uplink.bytes(slot)?;
+            Ok(())
+        })?;
+        self.spend(moved.map(|moved| (slot, moved)));
+        Ok(())
+    }
+
+    fn spend(&self, moved: impl IntoIterator<Item = (Slot, LinkBytes)>) {
+        let Some(tracking) = self.tracking.get() else { return };
+        for (slot, moved) in moved {
+            tracking.spend(slot, moved, &self.config.limits.flows.bytes);
+        }
     }
 
     fn sandbox(

@@ -23,6 +23,7 @@ mod gate;
 mod ledger;
 mod limits;
 mod member;
+mod meter;
 mod namespace;
 mod node;
 mod ports;

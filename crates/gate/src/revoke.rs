@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use netns::{Family, SocketEntry, SocketTable, Transport};
 use policy::{
-    Decision, EventKind, Flow, FlowEvent, InForce, NameSource, Protocol, Reason, Topology, Verdict,
+    Decision, EventKind, Flow, FlowEvent, InForce, NameSource, Protocol, Reason, Rule, Topology, Verdict,
 };
 
 use crate::{
@@ -19,15 +19,34 @@ use crate::{
 /// Destroys the connections that went by the wire under `before` and may not under `now`, and records them; and
 /// those through the proxy whose destination goes by the wire now.
 pub(crate) fn cut(sandbox: &Sandbox, before: &InForce, now: &InForce) -> Result<(), GateError> {
+    destroy(sandbox, now.generation, |socket| judge(socket, before, now))
+}
+
+/// Destroys all connections that go by the wire, because the sandbox has moved as many bytes as it may, and records them.
+pub(crate) fn cut_spent(sandbox: &Sandbox) -> Result<(), GateError> {
+    let now = &sandbox.force().now;
+    let verdict = Verdict { decision: Decision::Deny, rule: Rule::Default, reason: Reason::ByteBudget };
+    destroy(sandbox, now.generation, |socket| {
+        let is_cut = !is_own(socket.remote.ip()) && !is_dns(socket) && is_wired(socket, now);
+        is_cut.then(|| Some(verdict.clone()))
+    })
+}
+
+/// Destroys the sockets for which `judge` has anything, and records those for which that is a verdict.
+fn destroy(
+    sandbox: &Sandbox,
+    generation: u64,
+    judge: impl Fn(&SocketEntry) -> Option<Option<Verdict>> + Sync,
+) -> Result<(), GateError> {
     let cut = || -> Result<Vec<FlowEvent>, netns::Error> {
         let mut table = SocketTable::open()?;
         let mut revoked = Vec::new();
         for transport in [Transport::Tcp, Transport::Udp] {
             for family in [Family::V4, Family::V6] {
                 for socket in table.connected(transport, family)? {
-                    let Some(cut) = judge(&socket, before, now) else { continue };
+                    let Some(cut) = judge(&socket) else { continue };
                     table.destroy(&socket)?;
-                    revoked.extend(cut.map(|verdict| event(&socket, verdict, now.generation)));
+                    revoked.extend(cut.map(|verdict| event(&socket, verdict, generation)));
                 }
             }
         }

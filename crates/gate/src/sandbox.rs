@@ -13,7 +13,7 @@ use dns::{BindRefused, Budget, Family, Upstream, Zone};
 use netns::NetNs;
 use nft::{Batch, Flow as Headers, Packet, Received};
 use parking_lot::Mutex;
-use policy::{Flow, FlowEvent, FlowTotals, HostName, InForce, Policy, Protocol};
+use policy::{Flow, FlowEvent, FlowTotals, HostName, InForce, Policy, Protocol, Reason};
 use proxy::{Egress, EventId, Flows, Hold, NoAddress};
 
 use crate::{
@@ -220,7 +220,8 @@ impl Sandbox {
     pub(crate) fn record_limit(&self, packet: &Packet) {
         if let Some(headers) = &packet.flow {
             let known = self.known(headers.destination);
-            self.recorder.flow(events::limit(headers, known, &self.force().now));
+            let reason = if self.flows.are_bytes_spent() { Reason::ByteBudget } else { Reason::FlowLimit };
+            self.recorder.flow(events::limit(headers, known, &self.force().now, reason));
         }
     }
 

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netns::sysctl;
+use netns::{LinkBytes, sysctl};
 use nft::{
     Packet, Received,
     conntrack::{Endings, Entry, Table, TcpState, Tuple},
@@ -25,9 +25,9 @@ use tokio::{io::unix::AsyncFd, runtime::Handle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    GateError,
+    ByteLimits, GateError,
     addresses::Slot,
-    events,
+    events, revoke,
     sandbox::Sandbox,
     uplink::Counts,
     uplink_rules::{self, LIMITED, PERMITTED},
@@ -137,7 +137,36 @@ impl Tracking {
 
     /// From now on what passes by this wire is this sandbox's.
     pub(crate) fn add(&self, slot: Slot, sandbox: &Arc<Sandbox>) {
-        self.state.lock().wired.add(slot, Arc::downgrade(sandbox));
+        let mut state = self.state.lock();
+        state.wired.add(slot, Arc::downgrade(sandbox));
+        if sandbox.flows.are_bytes_spent() {
+            let (_, room) = state.wired.spend(slot);
+            state.make(slot, room);
+        }
+    }
+
+    /// Adds what a wire has moved to what its sandbox has. If that is more than it may, the wire's flows are ended, and
+    /// it gets no others.
+    pub(crate) fn spend(self: &Arc<Self>, slot: Slot, moved: LinkBytes, limits: &ByteLimits) {
+        let mut state = self.state.lock();
+        let (up, down) = state.wired.moved(slot, moved);
+        let sandbox = state.wired.sandbox(slot);
+        drop(state);
+        let Some(sandbox) = sandbox.as_ref().and_then(Weak::upgrade) else { return };
+        if sandbox.flows.spend(limits, up, down, sandbox.force().now.generation) {
+            return;
+        }
+        let mut state = self.state.lock();
+        let (is_new, room) = state.wired.spend(slot);
+        state.make(slot, room);
+        drop(state);
+        if !is_new {
+            return;
+        }
+        if let Err(error) = revoke::cut_spent(&sandbox) {
+            tracing::error!(%error, wire = slot.interface(), "connections were not cut");
+        }
+        self.cut(slot);
     }
 
     /// The wire passes nothing any more: ends its connections, and records what they amounted to.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use netns::{Connection, LinkIndex, NetNs, Route, Veth, sysctl};
+use netns::{Connection, LinkBytes, LinkIndex, NetNs, Route, Veth, sysctl};
 use nft::{LogConfig, LogSocket};
 use policy::KernelView;
 
@@ -167,6 +167,23 @@ impl Uplink {
         };
         let logged = take(uplink_rules::logged(slot))?;
         Ok(Some(Counts { logged, unlogged: take(uplink_rules::unlogged(slot))? }))
+    }
+
+    /// The bytes that went by a wire since it was laid.
+    pub(crate) fn bytes(&mut self, slot: Slot) -> Result<Option<LinkBytes>, GateError> {
+        let bytes = self.routes.link_bytes(&slot.interface());
+        bytes.map_err(|error| GateError::SetUp(WHOSE, error))
+    }
+
+    /// The bytes that went by each wire since it was laid.
+    pub(crate) fn all_bytes(&mut self) -> Result<Vec<(Slot, LinkBytes)>, GateError> {
+        let slots: Vec<Slot> = self.wires.keys().copied().collect();
+        let mut all = Vec::with_capacity(slots.len());
+        for slot in slots {
+            // One whose namespace has just gone has none.
+            all.extend(self.bytes(slot)?.map(|bytes| (slot, bytes)));
+        }
+        Ok(all)
     }
 
     /// Replaces the floor.

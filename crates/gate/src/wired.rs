@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use netns::LinkBytes;
 use nft::conntrack::Tuple;
 use policy::FlowTotals;
 
@@ -79,6 +80,10 @@ struct Wire<S> {
     is_full: bool,
     /// What the log is to tell of it, as it is counted and as it is read.
     ledger: Ledger,
+    /// What the wire had moved when that was last read.
+    moved: LinkBytes,
+    /// Whether the sandbox has moved as many bytes as it may.
+    is_spent: bool,
 }
 
 /// A flow that may go on.
@@ -175,6 +180,8 @@ impl<S: Clone> Wired<S> {
             early: VecDeque::new(),
             is_full: false,
             ledger: Ledger::default(),
+            moved: LinkBytes::default(),
+            is_spent: false,
         };
         self.wires.insert(slot, wire);
     }
@@ -315,6 +322,25 @@ impl<S: Clone> Wired<S> {
         missing.filter(|(_, count)| *count > 0).collect()
     }
 
+    /// What the wire has moved since it was laid. Gives how many bytes more from the sandbox, and to it, there are since
+    /// that was last told.
+    pub(crate) fn moved(&mut self, slot: Slot, moved: LinkBytes) -> (u64, u64) {
+        let Some(wire) = self.wires.get_mut(&slot) else { return (0, 0) };
+        // A wire that was taken away and laid again begins anew.
+        let is_new = moved.received < wire.moved.received || moved.sent < wire.moved.sent;
+        let before = if is_new { LinkBytes::default() } else { wire.moved };
+        wire.moved = moved;
+        (moved.received - before.received, moved.sent - before.sent)
+    }
+
+    /// The sandbox has moved as many bytes as it may: there is no room for a flow any more. Whether that is new.
+    pub(crate) fn spend(&mut self, slot: Slot) -> (bool, Room) {
+        let share = self.share();
+        let Some(wire) = self.wires.get_mut(&slot) else { return (false, Room::Unchanged) };
+        let is_new = !std::mem::replace(&mut wire.is_spent, true);
+        (is_new, wire.room(share))
+    }
+
     /// Compares with what the kernel had at some time after `asked`: what had begun before and is not `there` has ended
     /// without a word, and what is there without having begun counts from now on.
     pub(crate) fn reconcile(&mut self, there: &HashSet<(Slot, Tuple)>, asked: Instant) -> Reconciled<S> {
@@ -361,6 +387,9 @@ impl<S: Clone> Wire<S> {
     /// A wire that was full has room again only when an eighth is free, so that not every flow changes it.
     fn room(&mut self, share: usize) -> Room {
         let open = self.open.len();
+        if self.is_spent {
+            return if std::mem::replace(&mut self.is_full, true) { Room::Unchanged } else { Room::Full };
+        }
         if !self.is_full && open >= share {
             self.is_full = true;
             Room::Full

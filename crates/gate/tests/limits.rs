@@ -13,15 +13,15 @@ use std::{
 use gate::{AttachRequest, BindingLimits, ByteLimits, FlowLimits, Gate, GateConfig, Limits, NameLimits};
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use policy::Rate;
-use store::EventRecord;
+use store::{EventQuery, EventRecord};
 
 use crate::lab::{Lab, PATIENCE, Sandbox, allow};
 
 const ALLOWED: &str = "104.16.1.1:80";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Two sandboxes of a gate with these limits.
-async fn two(lab: &Lab, limits: Limits, entries: &[&str]) -> [Sandbox; 2] {
+/// A gate with these limits, and two sandboxes of it.
+async fn two(lab: &Lab, limits: Limits, entries: &[&str]) -> (Gate, [Sandbox; 2]) {
     let upstream = dns::Upstream::new(dns::UpstreamConfig::new(vec!["198.51.100.1:53".parse().unwrap()]));
     let config = GateConfig { daemon_id: "limits".to_owned(), limits, ..GateConfig::new(upstream.unwrap()) };
     let gate = Gate::start(config).await.unwrap();
@@ -31,7 +31,7 @@ async fn two(lab: &Lab, limits: Limits, entries: &[&str]) -> [Sandbox; 2] {
         let request = AttachRequest { sandbox: id.to_owned(), policy, generation: 1, audit };
         both.push(Sandbox(gate.attach(request).await.unwrap()));
     }
-    both.try_into().ok().unwrap()
+    (gate, both.try_into().ok().unwrap())
 }
 
 async fn bound(both: &[Sandbox; 2]) {
@@ -90,7 +90,7 @@ async fn has_flows(sandbox: &Sandbox, open: usize, half_open: usize) {
 fn a_sandbox_with_as_many_proxied_connections_as_it_may_have_is_refused_more() {
     lab::run(|lab| async move {
         let flows = FlowLimits { max_flows: 2, ..FlowLimits::default() };
-        let both = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        let (_gate, both) = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
         bound(&both).await;
         let [one, other] = &both;
         let first = one.run(held).await.unwrap();
@@ -110,7 +110,7 @@ fn a_sandbox_that_begins_proxied_connections_too_fast_is_refused_some() {
     lab::run(|lab| async move {
         let new_flows = Rate { count: 1, period: HOUR, burst: 3 };
         let flows = FlowLimits { new_flows, ..FlowLimits::default() };
-        let both = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        let (_gate, both) = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
         bound(&both).await;
         let [one, other] = &both;
         for _ in 0..3 {
@@ -126,7 +126,7 @@ fn a_sandbox_that_begins_proxied_connections_too_fast_is_refused_some() {
 fn a_sandbox_that_leaves_its_connections_half_open_is_refused_more() {
     lab::run(|lab| async move {
         let flows = FlowLimits { max_half_open: 4, peek_timeout: HOUR, ..FlowLimits::default() };
-        let both = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        let (_gate, both) = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
         bound(&both).await;
         let [one, other] = &both;
         let half = || {
@@ -155,7 +155,8 @@ fn a_sandbox_that_leaves_its_connections_half_open_is_refused_more() {
 fn a_sandbox_with_as_many_bindings_as_it_may_have_gets_no_more() {
     lab::run(|lab| async move {
         let bindings = BindingLimits { max_names: 1, ..BindingLimits::default() };
-        let both = two(&lab, Limits { bindings, ..Limits::default() }, &["allowed.test", "sib.test"]).await;
+        let (_gate, both) =
+            two(&lab, Limits { bindings, ..Limits::default() }, &["allowed.test", "sib.test"]).await;
         bound(&both).await;
         let [one, _] = &both;
         let (code, found) = one.resolve("sib.test", RecordType::A, "8.8.8.8:53").await;
@@ -172,7 +173,7 @@ fn a_sandbox_that_asks_for_names_too_fast_is_refused() {
     lab::run(|lab| async move {
         let names =
             NameLimits { queries: Rate { count: 1, period: HOUR, burst: 2 }, ..NameLimits::default() };
-        let both = two(&lab, Limits { names, ..Limits::default() }, &["allowed.test"]).await;
+        let (_gate, both) = two(&lab, Limits { names, ..Limits::default() }, &["allowed.test"]).await;
         bound(&both).await;
         let [one, other] = &both;
         assert_eq!(one.lookup("allowed.test").await.len(), 1);
@@ -191,7 +192,7 @@ fn a_sandbox_has_only_so_many_new_names_of_a_permitted_zone_looked_up_however_it
     lab::run(|lab| async move {
         let names =
             NameLimits { zone_names: Rate { count: 1, period: HOUR, burst: 2 }, ..NameLimits::default() };
-        let both =
+        let (_gate, both) =
             two(&lab, Limits { names, ..Limits::default() }, &["allowed.test", "*.allowed.test"]).await;
         bound(&both).await;
         let [one, other] = &both;
@@ -232,7 +233,7 @@ fn a_sandbox_that_has_moved_as_many_bytes_as_it_may_is_cut_off_and_another_is_no
     lab::run(|lab| async move {
         let bytes = ByteLimits { total: 1_000_000, ..ByteLimits::default() };
         let flows = FlowLimits { bytes, ..FlowLimits::default() };
-        let both = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        let (_gate, both) = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
         bound(&both).await;
         let [one, other] = &both;
         let mut waiting = one.run(held).await.unwrap();
@@ -256,5 +257,79 @@ fn a_sandbox_that_has_moved_as_many_bytes_as_it_may_is_cut_off_and_another_is_no
             .filter_map(|event| Some(event.bytes_up? + event.bytes_down?))
             .sum();
         assert!((600_000..=1_000_000).contains(&moved), "{moved}");
+    });
+}
+
+const SERVER: &str = "10.1.2.3";
+
+/// The events of a kind and reason, once there are so many.
+async fn told(lab: &Lab, kind: &str, reason: &str, count: usize) -> Vec<EventRecord> {
+    let mut updates = lab.audit.subscribe(None);
+    loop {
+        lab.audit.flush().await.unwrap();
+        let query = EventQuery { limit: Some(1000), ..EventQuery::default() };
+        let mut events = lab.store.events().query(&query).await.unwrap().events;
+        events.retain(|event| event.kind == kind && event.reason.as_deref() == Some(reason));
+        if events.len() >= count {
+            return events;
+        }
+        let update = tokio::time::timeout(3 * PATIENCE, updates.recv()).await;
+        assert!(update.is_ok(), "{events:#?}");
+    }
+}
+
+#[test]
+fn what_goes_by_a_wire_counts_as_well_and_is_cut_when_it_is_too_much() {
+    lab::run(|lab| async move {
+        let bytes = ByteLimits { down: 1_000_000, ..ByteLimits::default() };
+        let flows = FlowLimits { bytes, ..FlowLimits::default() };
+        let (_gate, both) = two(&lab, Limits { flows, ..Limits::default() }, &[SERVER, "allowed.test"]).await;
+        bound(&both).await;
+        let [one, other] = &both;
+        let held_by_wire = || {
+            let mut stream = lab::connect(SocketAddr::new(SERVER.parse().unwrap(), 7777)).unwrap();
+            stream.write_all(&[1; 10]).unwrap();
+            stream.read_exact(&mut [0; 10]).unwrap();
+            stream
+        };
+        let mut by_wire = one.run(held_by_wire).await;
+        let mut other_by_wire = other.run(held_by_wire).await;
+        let mut by_proxy = one.run(held).await.unwrap();
+        for sandbox in &both {
+            let got = sandbox.get(&format!("{SERVER}:80"), "x").await.unwrap();
+            assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+        }
+        let too_much = one.run(|| {
+            let mut stream = lab::connect(SocketAddr::new(SERVER.parse().unwrap(), 80)).unwrap();
+            write!(stream, "GET /bytes/1500000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+            // Whether all of it comes before that is noticed is a matter of time.
+            drop(stream.read_to_end(&mut Vec::new()));
+        });
+        too_much.await;
+        let revoked = told(&lab, "egress_revoked", "byte_budget", 2).await;
+        let of: Vec<_> = revoked.iter().map(|event| (event.sandbox_id.as_deref(), event.port)).collect();
+        for port in [80, 7777] {
+            assert!(of.contains(&(Some("sbx-one00001"), Some(port))), "{of:?}");
+        }
+        for stream in [&mut by_wire, &mut by_proxy] {
+            let ended = stream.read_to_end(&mut Vec::new()).unwrap_err();
+            assert!(
+                matches!(ended.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted),
+                "{ended}"
+            );
+        }
+        assert_eq!(lab::kind(one.connect(&format!("{SERVER}:80")).await), ErrorKind::ConnectionRefused);
+        assert_eq!(lab::kind(one.datagram(&format!("{SERVER}:5000")).await), ErrorKind::HostUnreachable);
+        is_reset(one).await;
+        let refused = told(&lab, "egress_blocked", "byte_budget", 3).await;
+        assert!(refused.iter().all(|event| event.sandbox_id.as_deref() == Some("sbx-one00001")));
+
+        // Another way to the same address is none.
+        one.set_policy(&lab, &allow(&["allowed.test"])).await;
+        one.set_policy(&lab, &allow(&["10.0.0.0/8"])).await;
+        assert_eq!(lab::kind(one.connect(&format!("{SERVER}:80")).await), ErrorKind::ConnectionRefused);
+        other_by_wire.write_all(&[1; 10]).unwrap();
+        other_by_wire.read_exact(&mut [0; 10]).unwrap();
+        is_served(other).await;
     });
 }

@@ -19,7 +19,7 @@ pub mod sysctl;
 pub use address::InterfaceAddress;
 pub use connection::Connection;
 pub use error::Error;
-pub use link::{LinkIndex, Veth};
+pub use link::{LinkBytes, LinkIndex, Veth};
 pub use monitor::Monitor;
 pub use route::{Family, MAIN_TABLE, Route, RouteKind};
 pub use socket_table::{SocketEntry, SocketTable, Transport};

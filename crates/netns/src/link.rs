@@ -41,6 +41,15 @@ impl fmt::Display for LinkIndex {
     }
 }
 
+/// What a link has moved since it was created: bytes of frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkBytes {
+    /// What came in by it.
+    pub received: u64,
+    /// What went out by it.
+    pub sent: u64,
+}
+
 /// A veth pair to create: two interfaces that are each other's wire, both down.
 ///
 /// Both ends get the same hardware address and neither asks for neighbours (`IFF_NOARP`), so that frames reach the
@@ -63,10 +72,33 @@ impl Connection {
     /// # Errors
     /// [`Error::FindLink`] with what the kernel says, other than that there is none.
     pub fn link_index(&mut self, name: &str) -> Result<Option<LinkIndex>, Error> {
+        self.find_link(name, |link| LinkIndex::new(link.header.index))
+    }
+
+    /// How many bytes the link called `name` has moved, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::FindLink`] with what the kernel says, other than that there is none.
+    pub fn link_bytes(&mut self, name: &str) -> Result<Option<LinkBytes>, Error> {
+        self.find_link(name, |link| {
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Stats64(stats) => {
+                    Some(LinkBytes { received: stats.rx_bytes, sent: stats.tx_bytes })
+                }
+                _ => None,
+            })
+        })
+    }
+
+    fn find_link<T>(
+        &mut self,
+        name: &str,
+        mut take: impl FnMut(LinkMessage) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let found = self.channel.query(RouteNetlinkMessage::GetLink(message), |answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => LinkIndex::new(link.header.index),
+            RouteNetlinkMessage::NewLink(link) => take(link),
             _ => None,
         })?;
         found.or_else(|source| match source.raw_os_error().map(Errno::from_raw_os_error) {

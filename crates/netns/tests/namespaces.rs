@@ -110,6 +110,30 @@ fn a_link_that_is_running_sends_and_one_whose_other_end_is_down_is_not_running()
 }
 
 #[test]
+fn a_link_counts_the_bytes_that_it_moves_each_way() {
+    let (here, there) = wired();
+    let receiver = there.run(|| UdpSocket::bind("10.9.0.2:0")).unwrap().unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let to = receiver.local_addr().unwrap();
+    here.run(|| {
+        let mut connection = Connection::open().unwrap();
+        let link = connection.link_index("w0").unwrap().unwrap();
+        assert!(connection.wait_until_running(link, Duration::from_secs(5)).unwrap());
+        let before = connection.link_bytes("w0").unwrap().unwrap();
+        let sender = UdpSocket::bind("10.9.0.1:0").unwrap();
+        sender.send_to(&[7; 1000], to).unwrap();
+        receiver.recv(&mut [0; 1000]).unwrap();
+        let after = connection.link_bytes("w0").unwrap().unwrap();
+        let sent = after.sent - before.sent;
+        // With headers, and whatever the kernel itself has sent.
+        assert!((1000..2000).contains(&sent), "{sent}");
+        assert!(after.received - before.received < 1000);
+        assert_eq!(connection.link_bytes("w1").unwrap(), None);
+    })
+    .unwrap();
+}
+
+#[test]
 fn deleting_one_end_takes_the_other_with_it() {
     let (here, there) = wired();
     here.run(|| {

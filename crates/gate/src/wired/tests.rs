@@ -238,3 +238,31 @@ fn what_was_counted_and_not_read_from_the_log_is_missing_at_whose_wire_it_was() 
     assert_eq!(wired.remove(slot(1)).unwrap().missing, 0);
     assert!(wired.ledger(slot(0)).is_none());
 }
+
+#[test]
+fn what_a_wire_has_moved_is_told_once_and_a_wire_laid_again_begins_anew() {
+    let mut wired = wired(10);
+    let mut moved = |received, sent| wired.moved(slot(0), LinkBytes { received, sent });
+    assert_eq!(moved(100, 50), (100, 50));
+    assert_eq!(moved(100, 50), (0, 0));
+    assert_eq!(moved(130, 50), (30, 0));
+    assert_eq!(moved(5, 70), (5, 70));
+    assert_eq!(moved(6, 70), (1, 0));
+    assert_eq!(wired.moved(slot(7), LinkBytes { received: 1, sent: 1 }), (0, 0));
+}
+
+#[test]
+fn a_wire_whose_sandbox_has_moved_what_it_may_is_full_whatever_ends() {
+    let now = Instant::now();
+    let mut wired = wired(10);
+    let _ = wired.begin(slot(0), flow(1), 11, now);
+    assert_eq!(wired.spend(slot(0)), (true, Room::Full));
+    assert_eq!(wired.spend(slot(0)), (false, Room::Unchanged));
+    assert_eq!(wired.end(slot(0), flow(1), |_| totals(7), now), (ended("one", 11, 7), Room::Unchanged));
+    assert_eq!(wired.begin(slot(1), flow(1), 12, now), (Begun::Remembered, Room::Unchanged));
+    assert_eq!(
+        wired.remove(slot(0)),
+        Some(Removed { sandbox: "one", waiting: 0, missing: 0, was_full: true })
+    );
+    assert_eq!(wired.spend(slot(0)), (false, Room::Unchanged));
+}
