@@ -179,6 +179,7 @@ impl<E: Egress> Connection<E> {
             })
             .await?
         };
+        down.rest();
         match opening {
             // Its end without a byte is passed on by the relay, which reads it again.
             Opening::Unknown | Opening::Silent | Opening::Closed => {

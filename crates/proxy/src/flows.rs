@@ -20,6 +20,7 @@ use crate::{
     ByteLimits, Egress, EventId, Limits,
     bytes::{Bytes, Spent, Way},
     decision::{deny, ech_verdict, refused_ech},
+    turns::Turns,
 };
 
 /// The live flows of one sandbox.
@@ -107,7 +108,7 @@ impl Flows {
         self: &Arc<Self>,
         server: u64,
         limits: &Limits,
-        recorder: Arc<dyn Recorder>,
+        (recorder, turns): (&Arc<dyn Recorder>, &Turns),
         now: Instant,
     ) -> Result<Registration, Reason> {
         if self.bytes.are_spent() {
@@ -117,8 +118,9 @@ impl Flows {
         let entry = Arc::new(Entry {
             flows: Arc::clone(self),
             limits: limits.bytes,
+            turns: turns.clone(),
             server,
-            recorder,
+            recorder: Arc::clone(recorder),
             abort: OnceLock::new(),
             ending: AtomicBool::new(false),
             is_half_open: AtomicBool::new(false),
@@ -167,6 +169,7 @@ impl<E: Egress> Recorder for E {
 pub(crate) struct Entry {
     flows: Arc<Flows>,
     limits: ByteLimits,
+    pub(crate) turns: Turns,
     server: u64,
     recorder: Arc<dyn Recorder>,
     /// Ends the flow's task; its sockets are reset as it is dropped.
@@ -376,7 +379,8 @@ mod tests {
     }
 
     fn admit(flows: &Arc<Flows>, limits: &Limits, now: Instant) -> Result<Registration, Reason> {
-        flows.admit(0, limits, Arc::new(Nobody), now)
+        let recorder: Arc<dyn Recorder> = Arc::new(Nobody);
+        flows.admit(0, limits, (&recorder, &Turns::new()), now)
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod refusal;
 mod relay;
 mod serve;
 mod socket;
+mod turns;
 mod workers;
 
 pub use bytes::ByteLimits;

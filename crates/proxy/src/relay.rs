@@ -24,6 +24,7 @@ use crate::{
     bytes::{Spent, Way},
     flows::Entry,
     pipes::{self, Lease},
+    turns::Turn,
 };
 
 /// How many bytes of a direction are copied before it splices.
@@ -95,6 +96,7 @@ pub(crate) struct Direction<'h, 'r, 'w> {
     leftover: Vec<u8>,
     leftover_from: usize,
     pipe: Option<Lease>,
+    turn: Turn,
     state: State,
 }
 
@@ -124,6 +126,7 @@ impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
             leftover: Vec::new(),
             leftover_from: 0,
             pipe: None,
+            turn: Turn::default(),
             state: State::Open,
         }
     }
@@ -152,17 +155,38 @@ impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
 
     /// Moves bytes until the stream has ended and its end was passed on. May be called again after that.
     pub(crate) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        ready!(self.turn.poll_begin(cx));
         loop {
+            let before = self.read;
             let step = match self.state {
-                State::Done(result) => return Poll::Ready(result),
-                State::Ended => ready!(self.poll_end(cx)),
-                State::Open => ready!(self.poll_step(cx)),
+                State::Done(result) => {
+                    self.turn.rest();
+                    return Poll::Ready(result);
+                }
+                State::Ended => self.poll_end(cx),
+                State::Open => self.poll_step(cx),
             };
-            if let Err(failed) = step {
-                self.pipe = None;
-                self.state = State::Done(Err(failed));
+            match step {
+                Poll::Pending => {
+                    self.turn.rest();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(failed)) => {
+                    self.pipe = None;
+                    self.state = State::Done(Err(failed));
+                }
+            }
+            self.turn.step(self.read.saturating_sub(before));
+            if !self.is_done() && self.turn.is_over(&self.entry.turns, cx) {
+                return Poll::Pending;
             }
         }
+    }
+
+    /// It is not run for a while: others need not wait for it.
+    pub(crate) fn rest(&mut self) {
+        self.turn.rest();
     }
 
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {

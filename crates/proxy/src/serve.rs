@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ByteLimits, Egress, Flows, connection::Connection, decision::Refusal, flows::Recorder, socket::Socket,
+    turns::Turns,
 };
 
 /// How long to wait after a failed `accept`, so that a lack of descriptors does not become a busy loop.
@@ -76,14 +77,13 @@ pub async fn serve<E: Egress>(
 ) -> io::Result<()> {
     // Accepted sockets inherit it.
     sockopt::set_tcp_nodelay(&listener, true)?;
-    let server = flows.unique();
     let recorder: Arc<dyn Recorder> = egress.clone();
+    let server = Server { id: flows.unique(), egress, recorder, flows, limits, turns: Turns::new() };
     let accepting = async {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let is_admitted = admit(stream, server, &egress, &recorder, &flows, limits);
-                    if !is_admitted {
+                    if !server.admit(stream) {
                         // The thread serves other sandboxes too, and refusing takes next to no turn of its own.
                         tokio::task::yield_now().await;
                     }
@@ -99,34 +99,42 @@ pub async fn serve<E: Egress>(
         () = stop.cancelled() => {}
         () = accepting => {}
     }
-    flows.abort_all(server);
+    server.flows.abort_all(server.id);
     Ok(())
 }
 
-/// Whether the connection was admitted; if not, it is reset.
-fn admit<E: Egress>(
-    stream: TcpStream,
-    server: u64,
-    egress: &Arc<E>,
-    recorder: &Arc<dyn Recorder>,
-    flows: &Arc<Flows>,
+/// One listener's part of a sandbox's proxy.
+struct Server<E> {
+    id: u64,
+    egress: Arc<E>,
+    recorder: Arc<dyn Recorder>,
+    flows: Arc<Flows>,
     limits: Limits,
-) -> bool {
-    let Ok(destination) = stream.local_addr() else { return false };
-    let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
-    let client = Socket::new(stream);
-    let registration = match flows.admit(server, &limits, Arc::clone(recorder), Instant::now()) {
-        Ok(registration) => registration,
-        Err(reason) => {
-            let generation = egress.in_force().generation;
-            egress.record(Refusal::of_bytes(reason, None, NameSource::None, destination, generation).event());
-            return false;
-        }
-    };
-    let entry = registration.entry().clone();
-    let hold = egress.hold(destination.ip());
-    let connection = Connection { egress: egress.clone(), registration, destination, _hold: hold, limits };
-    let task = tokio::spawn(connection.run(client));
-    entry.set_abort(task.abort_handle());
-    true
+    turns: Turns,
+}
+
+impl<E: Egress> Server<E> {
+    /// Whether the connection was admitted; if not, it is reset.
+    fn admit(&self, stream: TcpStream) -> bool {
+        let Ok(destination) = stream.local_addr() else { return false };
+        let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+        let client = Socket::new(stream);
+        let from = (&self.recorder, &self.turns);
+        let registration = match self.flows.admit(self.id, &self.limits, from, Instant::now()) {
+            Ok(registration) => registration,
+            Err(reason) => {
+                let generation = self.egress.in_force().generation;
+                let refusal = Refusal::of_bytes(reason, None, NameSource::None, destination, generation);
+                self.egress.record(refusal.event());
+                return false;
+            }
+        };
+        let entry = Arc::clone(registration.entry());
+        let hold = self.egress.hold(destination.ip());
+        let (egress, limits) = (Arc::clone(&self.egress), self.limits);
+        let connection = Connection { egress, registration, destination, _hold: hold, limits };
+        let task = tokio::spawn(connection.run(client));
+        entry.set_abort(task.abort_handle());
+        true
+    }
 }

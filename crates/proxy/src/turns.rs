@@ -1,0 +1,189 @@
+//! Whose turn it is: a thread relays for many sandboxes, and one with many busy flows must not take it from one with few.
+//!
+//! The runtime gives every task its turn, so that a sandbox would have as many turns as it has flows. Here, of the flows
+//! of one listener (which are those of one sandbox on one thread) that have more to move than one turn takes, only one at
+//! a time has a turn: in turn. Flows that wait for their sockets now and then, as most do, notice nothing.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::PollSemaphore;
+
+/// How many bytes a turn takes at most, but for what is read at once: some hundred microseconds.
+const BYTES: u64 = 1 << 20;
+/// And how many steps: many small ones take as long.
+const STEPS: u32 = 64;
+
+/// The turns of the flows of one listener.
+#[derive(Clone, Debug)]
+pub(crate) struct Turns(Arc<Semaphore>);
+
+/// One direction of a flow, as far as its turns are concerned.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    bytes: u64,
+    steps: u32,
+    state: State,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// It had less to move than a turn takes, and need not wait for one.
+    #[default]
+    Light,
+    /// It has more to move, and waits until it is the next of its listener's.
+    Waiting(PollSemaphore),
+    /// It is the next, or has its turn.
+    Next(PollSemaphore, #[expect(dead_code, reason = "it matters when it is dropped")] OwnedSemaphorePermit),
+}
+
+impl Turns {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Turn {
+    /// Waits for a turn, if it needs one.
+    pub(crate) fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let State::Waiting(semaphore) = &mut self.state {
+            // It is never closed.
+            if let Some(permit) = ready!(semaphore.poll_acquire(cx)) {
+                self.state = State::Next(semaphore.clone(), permit);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Takes note of a step, and of the bytes that it moved.
+    pub(crate) fn step(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.steps = self.steps.saturating_add(1);
+    }
+
+    /// Whether the turn is over. If so it will be woken again, when others have had theirs.
+    pub(crate) fn is_over(&mut self, turns: &Turns, cx: &mut Context<'_>) -> bool {
+        let is_over = self.bytes >= BYTES || self.steps >= STEPS;
+        if is_over {
+            let mut semaphore = match std::mem::take(self).state {
+                State::Light => PollSemaphore::new(Arc::clone(&turns.0)),
+                State::Waiting(semaphore) | State::Next(semaphore, _) => semaphore,
+            };
+            // Asked for now, and not when it is woken: then it stands behind all others that wait.
+            self.state = match semaphore.poll_acquire(cx) {
+                Poll::Ready(Some(permit)) => {
+                    cx.waker().wake_by_ref();
+                    State::Next(semaphore, permit)
+                }
+                Poll::Ready(None) | Poll::Pending => State::Waiting(semaphore),
+            };
+        }
+        is_over
+    }
+
+    /// It has nothing to move for now: it needs no turn, and waits for none.
+    pub(crate) fn rest(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use parking_lot::Mutex;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// A flow that always has something to move; writes down each of its turns until there are `most`.
+    async fn busy(turns: Turns, name: &'static str, log: Arc<Mutex<Vec<&'static str>>>, most: usize) {
+        let mut turn = Turn::default();
+        poll_fn(|cx| {
+            ready!(turn.poll_begin(cx));
+            log.lock().push(name);
+            loop {
+                if log.lock().len() >= most {
+                    turn.rest();
+                    return Poll::Ready(());
+                }
+                if turn.is_over(&turns, cx) {
+                    return Poll::Pending;
+                }
+                turn.step(BYTES / 4);
+            }
+        })
+        .await;
+    }
+
+    /// The turns of these flows, each of the sandbox that its name is.
+    fn run(flows: &[&'static str], most: usize) -> Vec<&'static str> {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (one, other) = (Turns::new(), Turns::new());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            for name in flows {
+                let turns = if name.starts_with("one") { &one } else { &other };
+                tasks.spawn(busy(turns.clone(), name, Arc::clone(&log), most));
+            }
+            tasks.join_all().await;
+        });
+        let mut turns = log.lock().clone();
+        // Then each of them had one in which it ended.
+        turns.truncate(most);
+        turns
+    }
+
+    #[test]
+    fn a_sandbox_with_many_busy_flows_has_no_more_turns_than_one_with_a_single_one() {
+        let mut flows = vec!["one"; 100];
+        flows.push("other");
+        let turns = run(&flows, 1_000);
+        // The first turn of each flow is one that it need not wait for.
+        let first = turns.iter().position(|name| *name == "other").unwrap();
+        let settled = &turns[first..];
+        assert!(settled.len() > 500);
+        let others = settled.iter().filter(|name| **name == "other").count();
+        assert!(others >= settled.len() / 3, "{others} of {}", settled.len());
+        let longest = settled.split(|name| *name == "other").map(<[_]>::len).max();
+        assert!(longest <= Some(3), "{longest:?} turns of one sandbox in a row");
+    }
+
+    #[test]
+    fn the_busy_flows_of_a_sandbox_have_their_turns_one_after_the_other() {
+        let turns = run(&["one a", "one b", "one c"], 100);
+        for three in turns.chunks_exact(3) {
+            assert!(["one a", "one b", "one c"].iter().all(|name| three.contains(name)), "{three:?}");
+        }
+    }
+
+    #[test]
+    fn what_rests_leaves_its_turn_to_others() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let turns = Turns::new();
+            let [mut first, mut second] = [Turn::default(), Turn::default()];
+            let waits = |turn: &mut Turn, cx: &mut Context<'_>| {
+                turn.step(BYTES);
+                assert!(turn.is_over(&turns, cx));
+                turn.poll_begin(cx).is_pending()
+            };
+            poll_fn(|cx| {
+                assert!(!waits(&mut first, cx) && waits(&mut second, cx));
+                first.rest();
+                assert!(second.poll_begin(cx).is_ready());
+                // Nor does what waits no more stand in the way.
+                assert!(waits(&mut first, cx));
+                first.rest();
+                drop(std::mem::take(&mut second));
+                assert!(!waits(&mut first, cx));
+                Poll::Ready(())
+            })
+            .await;
+        });
+    }
+}
