@@ -167,6 +167,79 @@ def test_h167_h168_ten_thousand_connections_leave_the_neighbours_alone(lab, sand
     world.wait_for(lambda: speak(greedy, [(ALLOWED, 80, request("allowed.test"))]) == ["http 200"])
 
 
+def test_h168_a_sandbox_at_all_of_its_limits_keeps_no_other_from_being_served(lab, sandbox, p1):
+    greedy = sandbox(network={"allow_out": ["allowed.test", "*.allowed.test"], "deny_out": ["0.0.0.0/0"]})
+    world.bind(greedy, "allowed.test")
+    flood = f"""
+        import resource, threading
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        end = time.monotonic() + 5
+
+        def half_open():
+            held = []
+            for _ in range(600):
+                held.append(tcp({ALLOWED!r}, 443))
+                held[-1].sendall(b"\\x16\\x03")
+            time.sleep(max(0, end - time.monotonic()))
+
+        def connections():
+            while time.monotonic() < end:
+                tcp({ALLOWED!r}, 80).close()
+
+        def names():
+            client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            client.connect(("8.8.8.8", 53))
+            client.setblocking(False)
+            sent = 0
+            while time.monotonic() < end:
+                try:
+                    client.send(struct.pack(">HHHHHH", sent & 65535, 0x0100, 1, 0, 0, 0) + b"\\x08g%07d\\x07allowed\\x04test\\0\\0\\1\\0\\1" % sent)
+                    sent += 1
+                    while client.recv(512):
+                        pass
+                except OSError:
+                    pass
+
+        def bytes_down():
+            while time.monotonic() < end:
+                client = tcp({ALLOWED!r}, 80)
+                client.sendall(b"GET /bytes/67108864 HTTP/1.1\\r\\nHost: allowed.test\\r\\nConnection: close\\r\\n\\r\\n")
+                while client.recv(1 << 20) and time.monotonic() < end:
+                    pass
+
+        def trying(attack):
+            while time.monotonic() < end:
+                try:
+                    attack()
+                except OSError:
+                    pass
+
+        attacks = [half_open, connections, names] + [bytes_down] * 12
+        threads = [threading.Thread(target=trying, args=(attack,)) for attack in attacks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        say(True)
+        """
+    done = []
+    flooding = threading.Thread(target=lambda: done.append(probes.run(greedy, flood)))
+    flooding.start()
+    served = 0
+    over = lambda events: {event.get("reason") for event in events if event.get("decision") == "deny"}
+    lab.wait_for_events(greedy.sandbox_id, lambda events: {"half_open", "dns_labels"} <= over(events))
+    while flooding.is_alive() or served == 0:
+        world.twin(lab, p1)
+        served += 1
+    flooding.join()
+    assert done == [True]
+    limits = {"flow_limit", "flow_rate", "half_open", "dns_rate", "dns_lookups", "dns_labels", "byte_budget", "binding_limit"}
+    assert not limits & over(lab.events(p1.sandbox_id))
+    # And when it is over it is served again itself.
+    world.wait_for(lambda: speak(greedy, [(ALLOWED, 80, request("allowed.test"))]) == ["http 200"])
+
+
 def test_h168_processes_and_memory_are_bounded(lab, sandbox, p1):
     box = sandbox(network=world.POLICIES["P4"])
     forked = probes.run(box, """
