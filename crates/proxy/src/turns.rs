@@ -5,6 +5,7 @@
 //! a time has a turn: in turn. Flows that wait for their sockets now and then, as most do, notice nothing.
 
 use std::{
+    pin::pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -13,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 /// How many bytes a turn takes at most, but for what is read at once: some hundred microseconds.
-const BYTES: u64 = 1 << 20;
+const BYTES: u64 = 512 << 10;
 /// And how many steps: many small ones take as long.
 const STEPS: u32 = 64;
 
@@ -53,6 +54,7 @@ impl Turn {
             // It is never closed.
             if let Some(permit) = ready!(semaphore.poll_acquire(cx)) {
                 self.state = State::Next(semaphore.clone(), permit);
+                return let_others_begin(cx);
             }
         }
         Poll::Ready(())
@@ -75,7 +77,7 @@ impl Turn {
             // Asked for now, and not when it is woken: then it stands behind all others that wait.
             self.state = match semaphore.poll_acquire(cx) {
                 Poll::Ready(Some(permit)) => {
-                    cx.waker().wake_by_ref();
+                    let _pending = let_others_begin(cx);
                     State::Next(semaphore, permit)
                 }
                 Poll::Ready(None) | Poll::Pending => State::Waiting(semaphore),
@@ -88,6 +90,13 @@ impl Turn {
     pub(crate) fn rest(&mut self) {
         *self = Self::default();
     }
+}
+
+/// Wakes the task again when the runtime has looked for new events and has given a turn to those that they woke: whoever
+/// had nothing to do until now must not wait for several turns.
+fn let_others_begin(cx: &mut Context<'_>) -> Poll<()> {
+    // Once is enough: the waker is with the runtime then.
+    pin!(tokio::task::yield_now()).poll(cx)
 }
 
 #[cfg(test)]
@@ -162,6 +171,30 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_something_to_do_only_now_does_not_wait_for_many_turns() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        runtime.block_on(async {
+            let turns = Turns::new();
+            let (mut here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+            there.set_nonblocking(true).unwrap();
+            let mut there = tokio::net::UnixStream::from_std(there).unwrap();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(busy(turns.clone(), "busy", Arc::clone(&log), 200));
+            tasks.spawn(busy(turns, "busy", Arc::clone(&log), 200));
+            let read = Arc::clone(&log);
+            tasks.spawn(async move {
+                tokio::io::AsyncReadExt::read_u8(&mut there).await.unwrap();
+                read.lock().push("read");
+            });
+            std::io::Write::write_all(&mut here, b"x").unwrap();
+            tasks.join_all().await;
+        });
+        let at = log.lock().iter().position(|turn| *turn == "read").unwrap();
+        assert!(at < 10, "after {at} turns");
+    }
+
+    #[test]
     fn what_rests_leaves_its_turn_to_others() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
@@ -175,7 +208,8 @@ mod tests {
             poll_fn(|cx| {
                 assert!(!waits(&mut first, cx) && waits(&mut second, cx));
                 first.rest();
-                assert!(second.poll_begin(cx).is_ready());
+                // It is the next, and whoever has new events is before it.
+                assert!(second.poll_begin(cx).is_pending() && second.poll_begin(cx).is_ready());
                 // Nor does what waits no more stand in the way.
                 assert!(waits(&mut first, cx));
                 first.rest();

@@ -15,10 +15,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{Egress, Flows, Limits, serve};
 
-/// After how many turns of tasks a thread looks for new events: some of the turns are long (see [`crate::turns`]), and
-/// whoever has only now something to do must not wait for many of them.
-const EVENTS_AFTER: u32 = 16;
-
 /// Threads for [`serve`], each with a runtime of its own. A clone is the same threads; they end with the last one.
 ///
 /// All flows of one listener stay on one thread: no connection is handed from core to core, which costs more than
@@ -85,7 +81,7 @@ impl Workers {
 
 impl Worker {
     fn start(index: usize, stop: CancellationToken) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().event_interval(EVENTS_AFTER).build()?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         thread::Builder::new()
             .name(format!("relay-{index}"))
