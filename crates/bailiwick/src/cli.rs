@@ -41,6 +41,11 @@ pub(crate) enum Command {
     Policy(PolicyCommand),
     /// Create sandboxes, use and end them, through a daemon
     Sandbox(SandboxArgs),
+    /// Attack a throw-away sandbox on this machine, and report what got out: exit 0 nothing, 1 something, 2 bad input
+    Selftest(SelftestArgs),
+    /// The program inside the sandbox of a selftest
+    #[command(hide = true)]
+    SelftestProbe,
     /// Check whether this machine can run sandboxes, and say what to do if not
     ///
     /// With --json the answer has `checks`, and as `limits` what is not stopped whatever the policy says: see the threat
@@ -213,6 +218,48 @@ pub(crate) struct DoctorArgs {
     pub json: bool,
 }
 
+/// Options of `bailiwick selftest`.
+#[derive(Args, Debug)]
+pub(crate) struct SelftestArgs {
+    /// Policy to test, as JSON in the form of the API, `{"allow_out": […], "deny_out": […]}`; `-` is standard input
+    /// [default: one permitted name]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Only attacks of this kind, by its name or letter: destinations, tls, http, tunnels, dns, machine; repeatable
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub only: Vec<selftest::Group>,
+    /// Root file system: `host` (this machine's /usr and nothing else of it), or a template by name
+    #[arg(long, short, default_value = "host", value_name = "NAME")]
+    pub template: String,
+    /// Directory of the templates [default: templates/ in the data directory]
+    #[arg(long, env = "BAILIWICK_TEMPLATES", value_name = "DIR")]
+    pub templates_dir: Option<PathBuf>,
+    /// Break the sandbox's network first, to see that this is found
+    #[arg(long, value_name = "WAY")]
+    pub sabotage: Option<SabotageWay>,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Ways to break the network of the sandbox of a selftest.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum SabotageWay {
+    /// Remove the rules of its packet filter
+    Rules,
+    /// Remove them, and lay a wire past the gate
+    Wire,
+}
+
+impl From<SabotageWay> for selftest::Sabotage {
+    fn from(way: SabotageWay) -> Self {
+        match way {
+            SabotageWay::Rules => Self::Rules,
+            SabotageWay::Wire => Self::Wire,
+        }
+    }
+}
+
 /// Options of `bailiwick gc`.
 #[derive(Args, Debug)]
 pub(crate) struct GcArgs {
@@ -297,6 +344,11 @@ pub(crate) enum KeysCommand {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn group(text: &str) -> Result<selftest::Group, String> {
+    let all = selftest::Group::ALL.map(selftest::Group::word).join(", ");
+    selftest::Group::parse(text).ok_or_else(|| format!("there is no such kind of attack; there are {all}"))
 }
 
 #[cfg(test)]

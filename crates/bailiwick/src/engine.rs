@@ -98,7 +98,7 @@ fn offer_host_template(directory: &Path) -> Result<()> {
 }
 
 /// `bailiwick-init` beside this program.
-fn init_binary() -> Result<PathBuf> {
+pub(crate) fn init_binary() -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program")?;
     let path = own.with_file_name("bailiwick-init");
     anyhow::ensure!(

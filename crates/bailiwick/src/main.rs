@@ -20,6 +20,8 @@ mod remote;
 mod residual;
 mod run;
 mod sandboxes;
+mod selftest_report;
+mod selftest_run;
 mod serve;
 mod template;
 
@@ -58,6 +60,8 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Policy(PolicyCommand::Set(args)) => block_on(policies::set(args)),
         Command::Policy(PolicyCommand::Ratchet(args)) => block_on(policies::ratchet(args)),
         Command::Sandbox(args) => block_on(sandboxes::run(args)),
+        Command::Selftest(args) => selftest_run::run(&cli.data, args),
+        Command::SelftestProbe => selftest::serve_probe().map(|()| exit::OK),
         Command::Doctor(args) => doctor::run(&cli.data, args),
         Command::Gc(args) => gc::run(&cli.data, args),
         Command::Template(command) => template::run(&cli.data, command),

@@ -1,5 +1,6 @@
 //! System calls that the standard library and `rustix` do not offer safely: the only crate with `unsafe` code.
 
+pub mod forbidden;
 pub mod mount;
 pub mod net;
 pub mod netns;

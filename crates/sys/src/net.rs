@@ -73,6 +73,14 @@ pub fn set_mark(socket: impl AsFd, mark: u32) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark)
 }
 
+/// Has a packet socket (`AF_PACKET`) leave out what this host sends itself (`PACKET_IGNORE_OUTGOING`, Linux 4.20).
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn ignore_outgoing(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)
+}
+
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 fn family_of(address: SocketAddr) -> AddressFamily {
