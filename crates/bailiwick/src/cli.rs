@@ -220,11 +220,18 @@ pub(crate) struct DoctorArgs {
 
 /// Options of `bailiwick selftest`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct SelftestArgs {
+    /// What else to do
+    #[command(subcommand)]
+    pub command: Option<SelftestCommand>,
     /// Policy to test, as JSON in the form of the API, `{"allow_out": […], "deny_out": […]}`; `-` is standard input
     /// [default: one permitted name]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "sandbox")]
     pub policy: Option<PathBuf>,
+    /// Test the policy that this sandbox of the daemon has now; the sandbox itself is left alone
+    #[arg(long, value_name = "ID")]
+    pub sandbox: Option<String>,
     /// Only attacks of this kind, by its name or letter: destinations, tls, http, tunnels, dns, machine; repeatable
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub only: Vec<selftest::Group>,
@@ -237,9 +244,26 @@ pub(crate) struct SelftestArgs {
     /// Break the sandbox's network first, to see that this is found
     #[arg(long, value_name = "WAY")]
     pub sabotage: Option<SabotageWay>,
-    /// Print the report as JSON
+    /// Print the signed report as JSON
     #[arg(long)]
     pub json: bool,
+    /// Write the signed report to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Commands about reports of selftests.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SelftestCommand {
+    /// Check that a report is one that this machine signed, and unchanged: exit 0 genuine, 1 not, 2 bad input
+    Verify {
+        /// The signed report; `-` is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The public key that is trusted [default: that of the data directory]
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
 }
 
 /// Ways to break the network of the sandbox of a selftest.

@@ -5,7 +5,9 @@ use std::io::Write;
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
 use owo_colors::OwoColorize;
-use selftest::{CaseReport, Group, Outcome, Report, Summary};
+use selftest::{CaseReport, Group, Outcome, Report, SignatureError, SignedReport, Summary};
+
+use crate::exit;
 
 /// Prints it on standard output: what is wrong first, then a table of the kinds of attacks.
 pub(crate) fn print(report: &Report) -> Result<()> {
@@ -34,6 +36,27 @@ pub(crate) fn print(report: &Report) -> Result<()> {
     writeln!(out)?;
     writeln!(out, "{}", verdict(report))?;
     Ok(())
+}
+
+/// Says whether a report is genuine, and if it is, what it says; gives the exit code.
+pub(crate) fn print_verified(
+    signed: &SignedReport,
+    verified: std::result::Result<(), SignatureError>,
+) -> Result<u8> {
+    let mut out = anstream::stdout().lock();
+    let Report { started, machine, policy_source, .. } = &signed.report;
+    Ok(match verified {
+        Ok(()) => {
+            writeln!(out, "{}  signed with {}", "genuine".green().bold(), signed.signature.public_key)?;
+            writeln!(out, "  {started}, bailiwick {}, policy: {policy_source}", machine.bailiwick)?;
+            writeln!(out, "  {}", verdict(&signed.report))?;
+            exit::OK
+        }
+        Err(why) => {
+            writeln!(out, "{}  {why}", "NOT GENUINE".red().bold())?;
+            exit::FAILED
+        }
+    })
 }
 
 fn print_case(out: &mut impl Write, case: &CaseReport) -> Result<()> {

@@ -144,6 +144,42 @@ fn without_its_rules_a_sandbox_without_a_wire_reaches_nothing_and_that_is_found_
 }
 
 #[test]
+fn a_report_is_signed_and_a_changed_one_is_found() {
+    if !can_run_sandboxes() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (data, file) = (directory.path().join("data"), directory.path().join("report.json"));
+    let path = file.to_str().unwrap();
+    let done = selftest(&data, &["--only", "dns", "--output", path]);
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    let verify = |data: &Path, arguments: &[&str]| {
+        let mut all = vec!["verify", path];
+        all.extend(arguments);
+        let done = selftest(data, &all);
+        (done.status.code().unwrap(), String::from_utf8_lossy(&done.stdout).into_owned())
+    };
+    let (code, said) = verify(&data, &[]);
+    assert!(code == 0 && said.starts_with("genuine") && said.contains("Nothing got out"), "{said}");
+    // Elsewhere the key has to be named.
+    let elsewhere = directory.path().join("elsewhere");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let key = report["signature"]["public_key"].as_str().unwrap();
+    assert_eq!(verify(&elsewhere, &[]).0, 2);
+    assert_eq!(verify(&elsewhere, &["--key", key]).0, 0);
+    let other = key.replacen(&key[..1], if key.starts_with('A') { "B" } else { "A" }, 1);
+    assert_eq!(verify(&data, &["--key", &other]).0, 1);
+    assert_eq!(verify(&data, &["--key", "no key"]).0, 2);
+
+    std::fs::write(&file, text.replacen("\"outcome\": \"held\"", "\"outcome\": \"permitted\"", 1)).unwrap();
+    let (code, said) = verify(&data, &[]);
+    assert!(code == 1 && said.starts_with("NOT GENUINE"), "{said}");
+    std::fs::write(&file, "{}").unwrap();
+    assert_eq!(verify(&data, &[]).0, 2);
+}
+
+#[test]
 fn bad_input_is_named_before_anything_is_made() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("data");
@@ -161,6 +197,9 @@ fn bad_input_is_named_before_anything_is_made() {
     }
     let missing = selftest(&data, &["--policy", "/no/such/file"]);
     assert_eq!(missing.status.code(), Some(2));
+    let missing = selftest(&data, &["--sandbox", "sbx-00000000"]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("--sandbox sbx-00000000"));
     assert_eq!(selftest(&data, &["--only", "everything"]).status.code(), Some(2));
     assert!(!data.exists());
 }

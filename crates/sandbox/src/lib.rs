@@ -23,5 +23,6 @@ pub use fault::Fault;
 pub use ids::{IDS_PER_SANDBOX, InvalidSandboxId, SandboxId};
 pub use manager::{
     ChangedBy, Config, Create, DEFAULT_IDS, Filter, GcReport, Manager, OnTimeout, PolicyChange, State, Stats,
+    stored_policy,
 };
 pub use network::{Attachment, BoxFuture, Network, NetworkError, NetworkRequest};

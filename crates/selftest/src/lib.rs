@@ -19,6 +19,7 @@ mod oracle;
 mod probe;
 mod report;
 mod sabotage;
+mod signature;
 mod sinks;
 mod world;
 
@@ -30,6 +31,7 @@ use policy::{Floor, Policy, PolicySpec};
 pub use probe::serve as serve_probe;
 pub use report::{CaseReport, Group, Machine, Outcome, REPORT_VERSION, Report, Summary};
 pub use sabotage::Sabotage;
+pub use signature::{KEY_FILE, PublicKey, Signature, SignatureError, SignedReport, SigningKey};
 
 /// What to test, and with what.
 #[derive(Clone, Debug)]

@@ -82,6 +82,11 @@ impl Daemon {
         &self.key
     }
 
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The daemon's data directory.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir

@@ -88,6 +88,7 @@ impl Lab {
             ("BAILIWICK_LAB_CA", self.world.ca_path().display().to_string()),
             ("BAILIWICK_LAB_NODE", NODE_V4.to_string()),
             ("BAILIWICK_LAB_NODE_API", format!("127.0.0.1:{API_PORT}")),
+            ("BAILIWICK_LAB_PROGRAM", self.daemon.program().display().to_string()),
             ("BAILIWICK_LAB_DATA", self.daemon.data_dir().display().to_string()),
             ("BAILIWICK_LAB_LOG", self.daemon.log().display().to_string()),
             ("BAILIWICK_LAB_DAEMON_PID", self.daemon.pid().to_string()),

@@ -65,6 +65,11 @@ pub(super) struct HostState {
     pub process: Option<ProcessIdentity>,
 }
 
+/// The policy in force of a stored sandbox; `None` when its record says nothing that this version understands.
+pub fn stored_policy(record: &SandboxRecord) -> Option<PolicySpec> {
+    HostState::of(record).map(|host| host.policy)
+}
+
 impl HostState {
     /// What a record says; `None` when it says nothing that this version understands.
     pub(super) fn of(record: &SandboxRecord) -> Option<Self> {

@@ -26,7 +26,7 @@ use store::{SandboxFilter, SandboxRecord, Store};
 use tokio_util::sync::CancellationToken;
 
 pub use gc::GcReport;
-pub use living::State;
+pub use living::{State, stored_policy};
 pub use policy_change::{ChangedBy, PolicyChange};
 pub use stats::Stats;
 

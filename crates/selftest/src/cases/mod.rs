@@ -171,8 +171,10 @@ impl Plan<'_> {
                 expect,
             ));
         }
-        // Under a policy that permits nothing that can be found it stays inside.
-        connections.push(self.own("a connection to itself", "127.0.0.1:0".parse()?));
+        if connections.is_empty() {
+            // Under a policy that permits nothing that can be found it stays inside.
+            connections.push(self.own("a connection to itself", "127.0.0.1:0".parse()?));
+        }
         Ok([lookups, connections])
     }
 
