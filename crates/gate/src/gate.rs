@@ -129,6 +129,14 @@ impl Gate {
         }
     }
 
+    /// Reads what the kernel has counted of all sandboxes, before the daemon ends: so that the next one, which finds what has
+    /// been counted since, knows what nobody recorded.
+    pub fn settle(&self) {
+        for member in self.shared.members() {
+            member.sandbox.tidy();
+        }
+    }
+
     /// Makes a network namespace for a sandbox. When this returns, its rules are in force and everything that serves
     /// it is up; no process has run in it.
     ///

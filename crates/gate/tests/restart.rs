@@ -5,11 +5,11 @@
 mod lab;
 
 use std::{
-    io::{BufRead, BufReader, ErrorKind, ErrorKind::ConnectionRefused},
+    io::{BufRead, BufReader, ErrorKind, ErrorKind::ConnectionRefused, Lines, Write},
     net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -41,6 +41,12 @@ fn daemon() {
             sandbox.lookup("api.github.com").await;
             sandbox.lookup_v6("api.github.com").await;
             println!("\nready {}", sandbox.0.netns().as_raw_fd());
+            // Until it is told to end in order.
+            let line = tokio::task::spawn_blocking(|| std::io::stdin().lines().next()).await;
+            if line.unwrap().is_some() {
+                lab.gate.settle();
+                println!("\nsettled");
+            }
             std::future::pending::<()>().await;
         });
     })
@@ -48,7 +54,10 @@ fn daemon() {
 }
 
 /// A daemon process with one sandbox.
-struct Daemon(Child);
+struct Daemon {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
 
 impl Daemon {
     /// Starts it, and returns the sandbox's namespace once everything is up.
@@ -57,20 +66,29 @@ impl Daemon {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "daemon", "--nocapture", "--test-threads=1"])
             .env(NODE, path)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let descriptor =
-            lines.map(Result::unwrap).find_map(|line| line.strip_prefix("ready ").map(str::to_owned));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let descriptor = lines
+            .by_ref()
+            .map(Result::unwrap)
+            .find_map(|line| line.strip_prefix("ready ").map(str::to_owned));
         let path = format!("/proc/{}/fd/{}", child.id(), descriptor.unwrap());
         let sandbox = NetNs::open(Path::new(&path)).unwrap();
-        (Self(child), sandbox)
+        (Self { child, lines }, sandbox)
+    }
+
+    /// Has it do what a daemon does that is told to end.
+    fn settle(&mut self) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "end").unwrap();
+        assert!(self.lines.by_ref().map(Result::unwrap).any(|line| line == "settled"));
     }
 
     fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 
@@ -172,12 +190,6 @@ fn the_next_daemon_adopts_the_sandbox_and_everything_passes_again() {
 #[test]
 fn what_was_refused_while_no_daemon_was_there_is_an_audit_gap() {
     lab::run(|lab| async move {
-        let gaps = async || {
-            lab.audit.flush().await.unwrap();
-            let page = lab.store.events().query(&store::EventQuery::default()).await.unwrap();
-            let gaps = page.events.into_iter().filter(|event| event.kind == "audit_gap");
-            gaps.map(|gap| (gap.reason.unwrap().into_owned(), gap.count)).collect::<Vec<_>>()
-        };
         let (daemon, inside) = Daemon::start(&lab.node);
         daemon.kill();
         inside
@@ -193,14 +205,46 @@ fn what_was_refused_while_no_daemon_was_there_is_an_audit_gap() {
             Sandbox(gate.adopt(namespace, lab.request(&allow(&ENTRIES))).await.unwrap())
         };
         let sandbox = adopt().await;
-        let [(reason, count)] = &gaps().await[..] else { panic!("one gap") };
+        let [(reason, count)] = &gaps(&lab).await[..] else { panic!("one gap") };
         // The daemon that was killed refused some by itself, to prove its rules, which nobody knows any more.
         assert!(reason == "daemon_away" && (5..20).contains(count), "{reason}: {count}");
         // The twin: what an adopting daemon sees is recorded.
         assert_eq!(kind(sandbox.connect("8.8.8.8:443").await), ConnectionRefused);
         sandbox.0.detach().await;
-        assert_eq!(gaps().await.len(), 1);
+        assert_eq!(gaps(&lab).await.len(), 1);
     });
+}
+
+#[test]
+fn what_a_daemon_recorded_that_ended_in_order_is_no_gap() {
+    lab::run(|lab| async move {
+        let (mut daemon, inside) = Daemon::start(&lab.node);
+        let refused = |times: usize| {
+            let attempts = move || {
+                for _ in 0..times {
+                    assert_eq!(kind(lab::connect("8.8.8.8:443".parse().unwrap())), ConnectionRefused);
+                }
+            };
+            inside.run(attempts).unwrap();
+        };
+        refused(5);
+        daemon.settle();
+        daemon.kill();
+        refused(3);
+        let gate = lab::start_gate("restarting").await;
+        let namespace: OwnedFd = inside.as_fd().try_clone_to_owned().unwrap();
+        let sandbox = Sandbox(gate.adopt(namespace, lab.request(&allow(&ENTRIES))).await.unwrap());
+        assert_eq!(gaps(&lab).await, [("daemon_away".to_owned(), 3)]);
+        sandbox.0.detach().await;
+    });
+}
+
+/// The gaps that were recorded, with their reasons.
+async fn gaps(lab: &Lab) -> Vec<(String, u64)> {
+    lab.audit.flush().await.unwrap();
+    let page = lab.store.events().query(&store::EventQuery::default()).await.unwrap();
+    let gaps = page.events.into_iter().filter(|event| event.kind == "audit_gap");
+    gaps.map(|gap| (gap.reason.unwrap().into_owned(), gap.count)).collect()
 }
 
 /// Whether a query gets no answer for a while. A datagram cannot be refused where it is found that nobody takes it:

@@ -23,6 +23,9 @@ pub trait Network: Send + Sync + 'static {
         GateStats::default()
     }
 
+    /// The daemon is about to end, and its sandboxes are not.
+    fn settle(&self) {}
+
     /// A namespace in which the policy is in force before the call returns.
     fn attach(&self, request: NetworkRequest) -> BoxFuture<'_, Result<Box<dyn Attachment>, NetworkError>>;
 }
@@ -64,6 +67,10 @@ impl Network for Gate {
 
     fn stats(&self) -> GateStats {
         Self::stats(self)
+    }
+
+    fn settle(&self) {
+        Self::settle(self);
     }
 
     fn attach(&self, request: NetworkRequest) -> BoxFuture<'_, Result<Box<dyn Attachment>, NetworkError>> {

@@ -224,6 +224,7 @@ impl Manager {
     /// nothing passes their networks.
     pub fn shutdown(&self) {
         self.inner.stop.cancel();
+        self.inner.config.network.settle();
     }
 
     fn find(&self, account: &str, id: &SandboxId) -> Option<Arc<Living>> {
