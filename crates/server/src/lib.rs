@@ -21,6 +21,7 @@ mod listen;
 mod manager;
 mod metrics;
 mod ratchets;
+mod refused_body;
 mod request;
 mod routes;
 mod sandboxes;

@@ -20,11 +20,6 @@ pub(crate) const JSON_LIMIT: usize = 10 * 1024 * 1024;
 /// How long a client may take to send a JSON body.
 const JSON_DEADLINE: Duration = Duration::from_secs(300);
 
-/// How much of a refused body is read, in bytes, so that its sender sees the refusal.
-const DISCARD_LIMIT: usize = 64 * 1024 * 1024;
-/// How long that may take.
-const DISCARD_DEADLINE: Duration = Duration::from_secs(10);
-
 /// A body as JSON, whatever its content type says; empty counts as `{}`.
 pub(crate) struct JsonBody<T>(pub(crate) T);
 
@@ -44,54 +39,28 @@ impl<S: Sync> FromRequest<S> for RawJson {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        let request = refuse_longer_than(JSON_LIMIT, request).await?;
-        let mut body = request.into_body();
-        let collected = tokio::time::timeout(JSON_DEADLINE, Limited::new(&mut body, JSON_LIMIT).collect())
-            .await
-            .map_err(|_| {
-                ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
-            })?;
+        let request = refuse_longer_than(JSON_LIMIT, request)?;
+        let body = request.into_body();
+        let collected =
+            tokio::time::timeout(JSON_DEADLINE, Limited::new(body, JSON_LIMIT).collect()).await.map_err(
+                |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time"),
+            )?;
         match collected {
             Ok(body) => Ok(Self(body.to_bytes())),
-            Err(error) if error.is::<LengthLimitError>() => {
-                discard(body).await;
-                Err(too_long(JSON_LIMIT))
-            }
+            Err(error) if error.is::<LengthLimitError>() => Err(too_long(JSON_LIMIT)),
             Err(error) => Err(ApiError::bad_request(format!("the request body broke off: {error}"))),
         }
     }
 }
 
 /// Refuses a request that announces a longer body, before any of it is used.
-pub(crate) async fn refuse_longer_than(
-    limit: usize,
-    request: Request<Body>,
-) -> Result<Request<Body>, ApiError> {
+pub(crate) fn refuse_longer_than(limit: usize, request: Request<Body>) -> Result<Request<Body>, ApiError> {
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     match announced {
-        Some(length) if limit < length => {
-            discard(request.into_body()).await;
-            Err(too_long(limit))
-        }
+        Some(length) if limit < length => Err(too_long(limit)),
         _ => Ok(request),
     }
-}
-
-/// Reads and forgets a body that is refused, within bounds. Most clients read no answer before they have sent
-/// everything, and a connection that is closed under them takes the answer with it.
-async fn discard(mut body: Body) {
-    let mut read = 0;
-    let reading = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            read += frame.data_ref().map_or(0, Bytes::len);
-            if read > DISCARD_LIMIT {
-                break;
-            }
-        }
-    };
-    // Whoever sends more, or slower, is cut off.
-    let _cut_off = tokio::time::timeout(DISCARD_DEADLINE, reading).await;
 }
 
 pub(crate) fn too_long(limit: usize) -> ApiError {

@@ -4,6 +4,11 @@
 
 mod common;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use axum::body::Body;
 use common::{Lab, request};
 use futures_util::stream;
@@ -192,6 +197,27 @@ async fn a_raw_body_over_its_limit_is_413_and_one_that_breaks_off_is_400() {
     lab.send(announced).await.error(413);
     let broken = [Ok(chunk.clone()), Err(std::io::Error::other("gone"))];
     lab.alice("PUT", &path, Body::from_stream(stream::iter(broken))).await.error(400);
+}
+
+#[tokio::test]
+async fn the_body_of_a_refused_upload_is_read_within_bounds_so_that_its_sender_sees_why() {
+    let lab = Lab::new().await;
+    let read = Arc::new(AtomicUsize::new(0));
+    let body = |chunks: usize| {
+        read.store(0, Ordering::Relaxed);
+        let (read, chunk) = (Arc::clone(&read), bytes::Bytes::from(vec![0; 1 << 20]));
+        Body::from_stream(stream::iter((0..chunks).map(move |_| {
+            read.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::io::Error>(chunk.clone())
+        })))
+    };
+    let absent = "/sandboxes/sbx-00000000/files/raw?path=/a";
+    lab.alice("PUT", absent, body(64)).await.error(404);
+    assert_eq!(read.load(Ordering::Relaxed), 64);
+    lab.alice("PUT", absent, body(100)).await.error(404);
+    assert_eq!(read.load(Ordering::Relaxed), 65);
+    let path = format!("/sandboxes/{}/files/raw?path=/count/a", lab.sandbox().await);
+    assert_eq!(lab.alice("PUT", &path, body(3)).await.expect(200)["size"], 3 << 20);
 }
 
 #[tokio::test]

@@ -171,7 +171,7 @@ async fn write_raw(
     query: Query,
     request: Request,
 ) -> Result<Json<Written>, ApiError> {
-    let request = refuse_longer_than(RAW_LIMIT, request).await?;
+    let request = refuse_longer_than(RAW_LIMIT, request)?;
     let path = query.required("path")?.to_owned();
     let files = app.sandboxes.files(&caller.account, &id).await?;
     let (content, fate) = limited(request.into_body());

@@ -24,7 +24,7 @@ use utoipa::openapi::{
 };
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{App, Deps, absent, auth, error::ApiError, trace};
+use crate::{App, Deps, absent, auth, error::ApiError, refused_body, trace};
 
 /// All routes over `deps`.
 pub fn router(deps: Deps) -> Router {
@@ -38,6 +38,7 @@ pub fn router(deps: Deps) -> Router {
     private
         .merge(public)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(refused_body::discard))
         .layer(middleware::from_fn(trace::log))
         .with_state(app)
 }

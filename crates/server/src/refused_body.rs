@@ -1,0 +1,75 @@
+//! Reading what is left of the body of a request that is refused.
+//!
+//! Most clients read no answer before they have sent everything, and a connection that is closed under them takes the
+//! answer with it: they would see a reset instead of the reason.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Error,
+    body::{Body, HttpBody},
+    extract::Request,
+    middleware::Next,
+    response::Response,
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
+
+/// How much of a refused body is read, in bytes. Whoever sends more is cut off.
+const LIMIT: usize = 64 * 1024 * 1024;
+/// How long that may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Reads and forgets, within bounds, what an error's request has left of its body, and answers then.
+pub(crate) async fn discard(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    if body.is_end_stream() {
+        return next.run(Request::from_parts(parts, body)).await;
+    }
+    let lent = Lent(Arc::new(Mutex::new(body)));
+    let rest = Lent(Arc::clone(&lent.0));
+    let response = next.run(Request::from_parts(parts, Body::new(lent))).await;
+    if response.status().is_client_error() || response.status().is_server_error() {
+        let _cut_off = tokio::time::timeout(DEADLINE, read(rest)).await;
+    }
+    response
+}
+
+async fn read(mut body: Lent) {
+    let mut left = LIMIT;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        let Some(rest) = left.checked_sub(length) else { return };
+        left = rest;
+    }
+}
+
+/// A body that somebody else goes on reading when its reader has gone.
+struct Lent(Arc<Mutex<Body>>);
+
+impl HttpBody for Lent {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut *self.0.lock()).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.lock().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.lock().size_hint()
+    }
+}
