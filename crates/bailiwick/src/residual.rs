@@ -39,8 +39,8 @@ pub(crate) const RESIDUALS: &[Residual] = &[
         title: "A permitted host that helps",
         applies: Applies::Always,
         detail: "Whoever may talk to `api.github.com` can send it anything, also for somebody else's account. Content \
-                 inspection is not there yet.",
-        bounded_by: &[],
+                 inspection is not there yet; how many bytes go out can be [limited](concepts/limits.md).",
+        bounded_by: &["bytes_up", "bytes_total"],
     },
     Residual {
         id: "domain_fronting",
