@@ -232,7 +232,7 @@ pub(crate) struct SelftestArgs {
     /// Test the policy that this sandbox of the daemon has now; the sandbox itself is left alone
     #[arg(long, value_name = "ID")]
     pub sandbox: Option<String>,
-    /// Only attacks of this kind, by its name or letter: destinations, tls, http, tunnels, dns, machine; repeatable
+    /// Only attacks of this kind, by its name or letter: destinations, tls, http, tunnels, dns, machine, state; repeatable
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub only: Vec<selftest::Group>,
     /// Root file system: `host` (this machine's /usr and nothing else of it), or a template by name

@@ -27,6 +27,7 @@ use crate::{
     report::{CaseReport, Group, Machine, Outcome, REPORT_VERSION, Report, Summary},
     sabotage,
     sinks::Indexed,
+    state::State,
     world::World,
 };
 
@@ -57,8 +58,8 @@ impl Tried {
 }
 
 /// The probes in the sandbox.
-struct Probes {
-    user: Probe,
+pub(crate) struct Probes {
+    pub(crate) user: Probe,
     root: Probe,
 }
 
@@ -126,8 +127,13 @@ impl Attack<'_> {
             }
             if begun.elapsed() > TIME {
                 tried.0.extend(untried(plan.cases(group)?));
-            } else {
-                probes.group(&plan, group, &mut tried, progress).await?;
+                continue;
+            }
+            probes.group(&plan, group, &mut tried, progress).await?;
+            if group == Group::State {
+                let changed =
+                    State { probes: &mut probes, node, id: &id, plan: &plan, options: self.options };
+                tried.0.extend(changed.cases(sandboxes).await?);
             }
         }
         progress(Progress::Step("reading the events"));
@@ -203,7 +209,7 @@ impl Probes {
     }
 
     /// One after the other: the look-ups come first, and what they find is what the others go to.
-    async fn control(
+    pub(crate) async fn control(
         &mut self,
         plan: &Plan<'_>,
         controls: &mut Case,

@@ -21,6 +21,7 @@ mod report;
 mod sabotage;
 mod signature;
 mod sinks;
+mod state;
 mod world;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc};

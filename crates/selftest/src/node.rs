@@ -15,8 +15,8 @@ use gate::{GATE_V4, Gate, GateConfig};
 use parking_lot::Mutex;
 use policy::{Floor, PolicySpec};
 use sandbox::{
-    Attachment, BoxFuture, Create, DEFAULT_IDS, Manager, Network, NetworkError, NetworkRequest, OnTimeout,
-    SandboxId, cgroup::Limits, spawner::SpawnerProgram, template::Templates,
+    Attachment, BoxFuture, ChangedBy, Create, DEFAULT_IDS, Manager, Network, NetworkError, NetworkRequest,
+    OnTimeout, PolicyChange, SandboxId, cgroup::Limits, spawner::SpawnerProgram, template::Templates,
 };
 use store::{EventQuery, EventRecord, Store};
 
@@ -95,6 +95,18 @@ impl Node {
         };
         let record = self.manager.create(create).await.context("making the sandbox")?;
         record.id.parse().context("the sandbox's own id")
+    }
+
+    /// Gives a sandbox another policy.
+    pub(crate) async fn set_policy(&self, id: &SandboxId, policy: PolicySpec) -> Result<()> {
+        let change = PolicyChange {
+            policy,
+            stored: serde_json::Value::Null,
+            only_narrower: false,
+            by: ChangedBy::Key(ACCOUNT.to_owned()),
+        };
+        self.manager.set_policy(ACCOUNT, id, change).await.context("replacing the policy")?;
+        Ok(())
     }
 
     /// The network namespace of the sandbox that was made last.

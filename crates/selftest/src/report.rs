@@ -23,12 +23,14 @@ pub enum Group {
     Dns,
     /// Metadata services, the machine, its control plane, the kernel.
     Machine,
+    /// Changes of the policy, pauses, neighbours.
+    State,
 }
 
 impl Group {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 6] =
-        [Self::Destinations, Self::Tls, Self::Http, Self::Tunnels, Self::Dns, Self::Machine];
+    pub const ALL: [Self; 7] =
+        [Self::Destinations, Self::Tls, Self::Http, Self::Tunnels, Self::Dns, Self::Machine, Self::State];
 
     /// The letter that the ids of most of its attacks begin with.
     pub fn letter(self) -> char {
@@ -39,6 +41,7 @@ impl Group {
             Self::Tunnels => 'E',
             Self::Dns => 'F',
             Self::Machine => 'G',
+            Self::State => 'H',
         }
     }
 
@@ -51,6 +54,7 @@ impl Group {
             Self::Tunnels => "tunnels",
             Self::Dns => "dns",
             Self::Machine => "machine",
+            Self::State => "state",
         }
     }
 

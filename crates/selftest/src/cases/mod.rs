@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How long an answer is waited for.
-const WAIT: Duration = Duration::from_secs(3);
+pub(crate) const WAIT: Duration = Duration::from_secs(3);
 /// How long it is waited for where the gate itself waits for more.
 const PATIENCE: Duration = Duration::from_secs(7);
 /// How long a reply is waited for that need not come.
@@ -64,7 +64,8 @@ pub(crate) struct EventKey {
     pub(crate) protocol: &'static str,
     pub(crate) address: Option<IpAddr>,
     pub(crate) port: Option<u16>,
-    pub(crate) host: Option<String>,
+    /// It was permitted before, and cut.
+    pub(crate) is_revoked: bool,
 }
 
 /// One thing that is tried.
@@ -88,7 +89,7 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     /// Waiting this long for an answer.
-    fn within(mut self, time: Duration) -> Self {
+    pub(crate) fn within(mut self, time: Duration) -> Self {
         match &mut self.action {
             Action::Tcp { wait, .. } | Action::Udp { wait, .. } | Action::Ping { wait, .. } => *wait = time,
             _ => {}
@@ -133,6 +134,8 @@ impl Plan<'_> {
             Group::Tunnels => tunnels::cases(self),
             Group::Dns => dns::cases(self),
             Group::Machine => machine::cases(self),
+            // These are made while they are tried.
+            Group::State => Ok(Vec::new()),
         }
     }
 
@@ -337,7 +340,7 @@ impl Plan<'_> {
         }
     }
 
-    fn case(&self, group: Group, id: &str, title: &'static str, attempts: Vec<Attempt>) -> Case {
+    pub(crate) fn case(&self, group: Group, id: &str, title: &'static str, attempts: Vec<Attempt>) -> Case {
         Case { id: id.to_owned(), group, title, attempts }
     }
 }
@@ -357,5 +360,5 @@ fn trace_of(name: &str, canary: &str) -> Trace {
 /// A flow. What goes to itself is none that is decided about.
 fn flow(protocol: &'static str, address: IpAddr, port: Option<u16>) -> Option<EventKey> {
     let is_own = address.is_loopback() || address.is_unspecified();
-    (!is_own).then_some(EventKey { protocol, address: Some(address), port, host: None })
+    (!is_own).then_some(EventKey { protocol, address: Some(address), port, is_revoked: false })
 }

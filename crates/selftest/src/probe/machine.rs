@@ -55,6 +55,21 @@ pub(super) fn listen(at: SocketAddr) -> Outcome {
     done(TcpListener::bind(at).map(drop))
 }
 
+/// Listens, and hands the listener on.
+pub(super) fn listener(at: SocketAddr, keep: impl FnOnce(TcpListener)) -> Outcome {
+    let opened = TcpListener::bind(at).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        keep(listener);
+        Ok(())
+    });
+    done(opened)
+}
+
+/// Whether anybody has connected.
+pub(super) fn awaited(listener: &TcpListener) -> Outcome {
+    done(listener.accept().map(drop))
+}
+
 pub(super) fn socket(family: u16, kind: u32, protocol: u32) -> Outcome {
     let protocol = std::num::NonZeroU32::new(protocol).map(Protocol::from_raw);
     let opened = socket_with(

@@ -9,7 +9,7 @@ mod network;
 use std::{
     collections::HashMap,
     io::{BufRead, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -60,6 +60,12 @@ pub(crate) enum Action {
     Own { at: SocketAddr },
     /// Listen, and nothing else.
     Listen { at: SocketAddr },
+    /// Listen from now on.
+    Await { at: SocketAddr },
+    /// Whether anybody has connected where one listens.
+    Awaited { at: SocketAddr },
+    /// The own address of what is sent there.
+    Source { to: SocketAddr },
     /// Open a socket of a family, a kind and a protocol.
     Socket { family: u16, kind: u32, protocol: u32 },
     /// Make a system call, by its name in [`sys::forbidden`].
@@ -107,8 +113,12 @@ pub(crate) struct Answer {
     pub(crate) outcomes: Vec<Outcome>,
 }
 
-/// Connections that are kept.
-type Kept = Mutex<HashMap<u32, TcpStream>>;
+/// What is kept between orders.
+#[derive(Default)]
+struct Kept {
+    connections: Mutex<HashMap<u32, TcpStream>>,
+    listeners: Mutex<HashMap<SocketAddr, TcpListener>>,
+}
 
 /// Does what the lines of standard input say until it ends.
 ///
@@ -153,14 +163,22 @@ fn one(action: &Action, kept: &Kept) -> Outcome {
         Action::Udp { to, data, from, wait } => network::udp(*to, &data.0, *from, *wait),
         Action::Ping { to, data, wait } => network::ping(*to, &data.0, *wait),
         Action::Hold { to, data, key, wait } => network::hold(*to, &data.0, *wait, |stream| {
-            kept.lock().insert(*key, stream);
+            kept.connections.lock().insert(*key, stream);
         }),
-        Action::Held { key, data, wait } => match kept.lock().remove(key) {
+        Action::Held { key, data, wait } => match kept.connections.lock().remove(key) {
             Some(stream) => network::held(stream, &data.0, *wait),
             None => Outcome::Fault(format!("there is no connection {key}")),
         },
         Action::Own { at } => network::own(*at),
         Action::Listen { at } => machine::listen(*at),
+        Action::Await { at } => machine::listener(*at, |listener| {
+            kept.listeners.lock().insert(*at, listener);
+        }),
+        Action::Awaited { at } => match kept.listeners.lock().get(at) {
+            Some(listener) => machine::awaited(listener),
+            None => Outcome::Fault(format!("nobody listens at {at}")),
+        },
+        Action::Source { to } => network::source(*to),
         Action::Socket { family, kind, protocol } => machine::socket(*family, *kind, *protocol),
         Action::Call { name } => machine::call(name),
         Action::Network { change } => machine::change(*change),
@@ -170,7 +188,7 @@ fn one(action: &Action, kept: &Kept) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::Ipv4Addr;
 
     use super::*;
 

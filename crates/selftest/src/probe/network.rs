@@ -121,6 +121,16 @@ pub(super) fn own(at: SocketAddr) -> Outcome {
     exchange().unwrap_or_else(|error| failure(&error))
 }
 
+/// The own address of what is sent there; nothing is sent.
+pub(super) fn source(to: SocketAddr) -> Outcome {
+    let own = || -> io::Result<Outcome> {
+        let socket = UdpSocket::bind(SocketAddr::new(unspecified(to), 0))?;
+        socket.connect(to)?;
+        Ok(Outcome::Data(Bytes(socket.local_addr()?.ip().to_string().into_bytes())))
+    };
+    own().unwrap_or_else(|error| failure(&error))
+}
+
 fn connect(to: SocketAddr, from: Option<IpAddr>, wait: Duration) -> Result<TcpStream, Outcome> {
     let connected = match from {
         None => TcpStream::connect_timeout(&to, wait),
