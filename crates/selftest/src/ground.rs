@@ -25,6 +25,17 @@ const REFUSED: [(&str, &str); 4] = [
     ("91.198.174.11", "2620:0:861::11"),
     ("17.253.144.21", "2a03:2880:21::1"),
 ];
+/// Where every answer for the permitted name leads besides: inside.
+pub(crate) const INSIDE: [&str; 8] = [
+    "169.254.169.254",
+    "10.0.0.7",
+    "127.0.0.1",
+    "198.51.100.2",
+    "100.64.0.1",
+    "fd00::7",
+    "fe80::1",
+    "fd00:ec2::254",
+];
 /// Names that no policy means.
 const NOBODY: &str = "refused.selftest.example";
 const ANYBODY: &str = "permitted.selftest.example";
@@ -121,7 +132,10 @@ impl Ground {
     pub(crate) fn find(policy: Arc<Policy>, names: &Names) -> Self {
         let named = find_named(&policy);
         if let Some(named) = &named {
-            names.give(named.name.as_str(), &named.addresses);
+            // A zone of somebody else's can say what it likes of its names.
+            let inside = INSIDE.iter().filter_map(|text| text.parse().ok());
+            let answers: Vec<IpAddr> = named.addresses.into_iter().chain(inside).collect();
+            names.give(named.name.as_str(), &answers);
         }
         let (refused, refuses_below) = find_refused_name(&policy);
         let refused_addresses = find_refused_addresses(&policy);
@@ -216,6 +230,12 @@ impl Ground {
             }
             _ => Expect::of(&verdict),
         }
+    }
+
+    /// Whether an answer for a name may lead to this address.
+    pub(crate) fn may_resolve_to(&self, name: &str, address: IpAddr) -> bool {
+        HostName::parse(name)
+            .is_ok_and(|name| self.judge(Protocol::Tcp, Some(&name), Some(address), None).is_allowed())
     }
 
     /// Whether a name may be looked up.

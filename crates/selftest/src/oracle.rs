@@ -91,7 +91,7 @@ impl Records<'_> {
         if is_query(&attempt.action) {
             return match outcome {
                 probe::Outcome::Data(reply) => match Reply::read(&reply.0) {
-                    Some(reply) if reply.code == 0 && reply.answers > 0 => Finding::good(Outcome::Permitted),
+                    Some(reply) if reply.code == 0 && reply.answers > 0 => answered(attempt, &reply),
                     Some(reply) => {
                         blocked(format!("response code {} with {} answers", reply.code, reply.answers))
                     }
@@ -235,6 +235,15 @@ pub(crate) fn unexplained(records: &Records<'_>, ground: &Ground) -> CaseReport 
         permitted: 0,
         rule: None,
         evidence,
+    }
+}
+
+/// Whether an answer leads only where the policy permits the name to lead.
+fn answered(attempt: &Attempt, reply: &Reply) -> Finding {
+    let inside = reply.addresses.iter().find(|address| !attempt.lands.contains(address));
+    match inside.filter(|_| !attempt.lands.is_empty()) {
+        Some(address) => Finding::new(Outcome::Hole, format!("the answer leads to {address}")),
+        None => Finding::good(Outcome::Permitted),
     }
 }
 
@@ -419,6 +428,23 @@ mod tests {
         assert_eq!(judge(&[]), Outcome::FalselyBlocked);
         assert_eq!(judge(&[seen("185.199.109.66", "another")]), Outcome::FalselyBlocked);
         assert_eq!(judge(&[seen("104.16.1.1", CANARY)]), Outcome::Hole);
+    }
+
+    #[test]
+    fn an_answer_that_leads_inside_is_a_hole() {
+        let names = Names::default();
+        names.give("a.test", &["104.16.1.1".parse().unwrap(), "10.0.0.7".parse().unwrap()]);
+        let query = crate::forms::dns::question("a.test", 1);
+        let (_, reply) = crate::authority::answer(&query, &names).unwrap();
+        let to = "8.8.8.8:53".parse().unwrap();
+        let action = Action::Udp { to, data: Bytes(query), from: None, wait: Duration::ZERO };
+        let judge = |lands: &[&str]| {
+            let lands = lands.iter().map(|text| text.parse().unwrap()).collect();
+            let attempt = Attempt { action: action.clone(), lands, trace: Trace::None, ..permitted() };
+            judged(&attempt, &probe::Outcome::Data(Bytes(reply.clone())), &[], &[])
+        };
+        assert_eq!(judge(&["104.16.1.1", "10.0.0.7"]), Outcome::Permitted);
+        assert_eq!(judge(&["104.16.1.1"]), Outcome::Hole);
     }
 
     #[test]

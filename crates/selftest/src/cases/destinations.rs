@@ -55,7 +55,7 @@ fn other_name(plan: &Plan<'_>) -> Result<Vec<super::Attempt>> {
         let expect = plan.ground.claimed(other.as_bytes(), address, to.port());
         let mut attempt =
             plan.tcp(format!("HTTP for another name at {to}"), &canary, to, vec![request], expect);
-        attempt.lands.extend(plan.names.addresses(&other));
+        attempt.lands.extend(plan.places_of(&other));
         attempts.push(attempt);
     }
     Ok(attempts)

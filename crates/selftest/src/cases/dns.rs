@@ -7,7 +7,8 @@ use anyhow::Result;
 use super::{Attempt, Case, Plan, SHORT, canary, trace_of};
 use crate::{
     forms::dns::{TYPES, framed, question, question_of},
-    ground::Expect,
+    forms::http::request,
+    ground::{Expect, INSIDE},
     report::Group,
     sinks::Trace,
 };
@@ -27,6 +28,7 @@ pub(super) fn cases(plan: &Plan<'_>) -> Result<Vec<Case>> {
     add("F121", "single labels and special names", special(plan))?;
     add("F122", "data beside the name, in options and in its case", beside(plan))?;
     add("F124", "queries that cannot be read", broken(plan))?;
+    add("F125", "answers for a permitted name that lead inside", inside(plan))?;
     add("F133", "resolvers of one's own choice", servers(plan))?;
     add("F134", "DNS over TCP to another resolver", over_tcp(plan))?;
     add("F103", "DNS over HTTPS and TLS, by server name", over_tls(plan))?;
@@ -74,6 +76,31 @@ fn types(plan: &Plan<'_>) -> Result<Vec<Attempt>> {
             question(&name, kind),
             expect,
         )?);
+    }
+    Ok(attempts)
+}
+
+/// Each answer for the permitted name has private addresses, that of the machine and that of a metadata service in it:
+/// none of them is told, and none of them is opened.
+fn inside(plan: &Plan<'_>) -> Result<Vec<Attempt>> {
+    let Some(named) = &plan.ground.named else { return Ok(Vec::new()) };
+    let name = named.name.as_str();
+    let mut attempts = vec![
+        plan.lookup(name, 1, format!("A of {name}"))?,
+        plan.lookup(name, 28, format!("AAAA of {name}"))?,
+    ];
+    for text in INSIDE {
+        let (canary, address) = (canary()?, text.parse::<IpAddr>()?);
+        // Of those that are its own nobody decides.
+        if address.is_loopback() {
+            continue;
+        }
+        let to = SocketAddr::new(address, plan.port());
+        let expect = plan.ground.claimed(name.as_bytes(), address, to.port());
+        let said = request(Some(name), &format!("/{canary}"), "");
+        let mut attempt = plan.tcp(format!("HTTP to {name} at {to}"), &canary, to, vec![said], expect);
+        attempt.lands.extend(named.addresses);
+        attempts.push(attempt);
     }
     Ok(attempts)
 }

@@ -54,7 +54,7 @@ fn other_host(plan: &Plan<'_>) -> Result<Vec<Attempt>> {
         );
         let expect = plan.ground.claimed(other.as_bytes(), address, to.port());
         let mut attempt = plan.tcp(format!("{method} {target}"), &canary, to, vec![said.into()], expect);
-        attempt.lands.extend(plan.names.addresses(&other));
+        attempt.lands.extend(plan.places_of(&other));
         attempts.push(attempt);
     }
     Ok(attempts)
@@ -217,7 +217,7 @@ fn claimed(plan: &Plan<'_>) -> Result<Vec<Attempt>> {
         let said = request(Some(&other), &format!("/{canary}"), &format!("{header}: {host}\r\n"));
         let expect = plan.ground.claimed(other.as_bytes(), address, to.port());
         let mut attempt = plan.tcp(header, &canary, to, vec![said], expect);
-        attempt.lands.extend(plan.names.addresses(&other));
+        attempt.lands.extend(plan.places_of(&other));
         attempts.push(attempt);
     }
     Ok(attempts)

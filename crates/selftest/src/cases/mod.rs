@@ -79,7 +79,7 @@ pub(crate) struct Attempt {
     pub(crate) trace: Trace,
     /// Where it is looked for, too, if nothing at all may get there.
     pub(crate) place: Option<Place>,
-    /// Where it may arrive if it is permitted.
+    /// Where it may arrive if it is permitted; of a look-up, where an answer may lead, if that is known.
     pub(crate) lands: Vec<IpAddr>,
     /// The flow that it is, if it is one that is decided about.
     pub(crate) flow: Option<EventKey>,
@@ -181,6 +181,13 @@ impl Plan<'_> {
         Ok([lookups, connections])
     }
 
+    /// Where the policy permits a name to lead, of the places that its zone says it does.
+    pub(crate) fn places_of(&self, name: &str) -> Vec<IpAddr> {
+        let mut places = self.names.addresses(name);
+        places.retain(|address| self.ground.may_resolve_to(name, *address));
+        places
+    }
+
     /// A port that no other attempt uses, where the permitted name is permitted on every port.
     pub(crate) fn port(&self) -> u16 {
         let any = self.fresh_port();
@@ -226,7 +233,7 @@ impl Plan<'_> {
         let expect = self.ground.claimed(name, to.ip(), to.port());
         let bytes = forms::tls::Hello::naming(&canary, &[name]).record();
         let mut attempt = self.tcp(what, &canary, to, vec![bytes], expect);
-        attempt.lands.extend(self.names.addresses(String::from_utf8_lossy(name).trim_end_matches('.')));
+        attempt.lands.extend(self.places_of(String::from_utf8_lossy(name).trim_end_matches('.')));
         Ok(attempt)
     }
 
@@ -278,13 +285,12 @@ impl Plan<'_> {
 
     /// A look-up of a name at whatever server; nothing of a name that is not permitted may be asked of anybody.
     pub(crate) fn lookup(&self, name: &str, kind: u16, what: impl Into<String>) -> Result<Attempt> {
-        self.query(
-            what,
-            Trace::Query(name.to_owned()),
-            "8.8.8.8:53".parse()?,
-            forms::dns::question(name, kind),
-            self.ground.lookup(name),
-        )
+        let query = forms::dns::question(name, kind);
+        let trace = Trace::Query(name.to_owned());
+        let expect = self.ground.lookup(name);
+        let mut attempt = self.query(what, trace, "8.8.8.8:53".parse()?, query, expect)?;
+        attempt.lands = self.places_of(name);
+        Ok(attempt)
     }
 
     /// A query, whatever is in it.
@@ -304,7 +310,7 @@ impl Plan<'_> {
             expect,
             trace,
             place: Some(Place { kind: Kind::Udp, address: server.ip(), port: Some(server.port()) }),
-            lands: vec![crate::world::WORLD[0]],
+            lands: Vec::new(),
             flow: None,
             is_recorded: false,
         })
@@ -357,8 +363,9 @@ fn trace_of(name: &str, canary: &str) -> Trace {
     if name.contains(canary) { Trace::Canary(canary.to_owned()) } else { Trace::Query(name.to_owned()) }
 }
 
-/// A flow. What goes to itself is none that is decided about.
+/// A flow. What goes to itself is none that is decided about, nor what names no interface and needs one.
 fn flow(protocol: &'static str, address: IpAddr, port: Option<u16>) -> Option<EventKey> {
     let is_own = address.is_loopback() || address.is_unspecified();
-    (!is_own).then_some(EventKey { protocol, address: Some(address), port, is_revoked: false })
+    let is_nowhere = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    (!is_own && !is_nowhere).then_some(EventKey { protocol, address: Some(address), port, is_revoked: false })
 }

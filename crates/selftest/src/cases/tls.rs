@@ -109,7 +109,7 @@ fn shaped(plan: &Plan<'_>, name: impl Fn(&str) -> String) -> Result<Vec<Attempt>
         let expect = plan.ground.claimed(name.as_bytes(), address, to.port());
         if let Some((what, pieces)) = shapes(&canary, name.as_bytes()).into_iter().nth(number) {
             let mut attempt = plan.tcp(what, &canary, to, pieces, expect);
-            attempt.lands.extend(plan.names.addresses(&name));
+            attempt.lands.extend(plan.places_of(&name));
             attempts.push(attempt);
         }
     }
@@ -199,7 +199,7 @@ fn encrypted(plan: &Plan<'_>) -> Result<Vec<Attempt>> {
         };
         let bytes = Hello::naming(&canary, &[&name]).with(ech()).record();
         let mut attempt = plan.tcp(what, &canary, to, vec![bytes], expect);
-        attempt.lands.extend(plan.names.addresses(&String::from_utf8_lossy(&name)));
+        attempt.lands.extend(plan.places_of(&String::from_utf8_lossy(&name)));
         attempts.push(attempt);
     }
     Ok(attempts)
@@ -216,7 +216,7 @@ fn second(plan: &Plan<'_>) -> Result<Vec<Attempt>> {
         [Hello::naming(&canary, &[name]).record(), Hello::naming(&canary, &[other.as_bytes()]).record()]
             .concat();
     let mut attempt = plan.tcp("permitted, then another", &canary, to, vec![bytes], expect);
-    attempt.lands.extend(plan.names.addresses(&String::from_utf8_lossy(name)));
+    attempt.lands.extend(plan.places_of(&String::from_utf8_lossy(name)));
     Ok(vec![attempt])
 }
 
