@@ -95,10 +95,12 @@ fn classify_text(first: &[u8]) -> FirstBytes {
     classify_line(text)
 }
 
-/// A line that begins like a request with a method of its own: it is one if it names HTTP at its end.
+/// A line that begins like a request with a method of its own: it is one if it names HTTP at its end. One with a NUL is
+/// none to any server (RFC 9110 section 5.5); Git's own protocol begins with one.
 fn classify_line(text: &[u8]) -> FirstBytes {
     let head = text.get(..MAX_LINE).unwrap_or(text);
-    match head.iter().position(|byte| *byte == b'\n') {
+    match head.iter().position(|byte| matches!(byte, b'\n' | 0)) {
+        Some(end) if head.get(end) == Some(&0) => FirstBytes::Unknown,
         Some(end) => {
             let line = head.get(..end).unwrap_or(head);
             let names_http = line.windows(6).any(|window| {
@@ -155,6 +157,8 @@ mod tests {
             (b"PING\r\n", Unknown),
             (b"*1\r\n$4\r\nPING\r\n", Unknown),
             (b"SET key value\r\n", Unknown),
+            (b"0032git-upload-pack /project.git\0host=git.test\0", Unknown),
+            (b"GET /\0 HTTP/1.1\r\n", Http1),
             (&[0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f], Unknown),
             (&[5, 1, 0], Unknown),
             (b" GET / HTTP/1.1\r\n", Http1),
@@ -209,7 +213,7 @@ mod tests {
         }
 
         #[test]
-        fn an_answer_about_text_stays_the_same_when_more_comes(text in "(PRI|GET|FOO|\r\n| |/|\\*|HTTP/[12].[01]|x){0,12}") {
+        fn an_answer_about_text_stays_the_same_when_more_comes(text in "(PRI|GET|FOO|\r\n| |\0|/|\\*|HTTP/[12].[01]|x){0,12}") {
             let mut answer = FirstBytes::NeedMore;
             for end in 0..=text.len() {
                 let next = classify(&text.as_bytes()[..end]);
