@@ -122,7 +122,7 @@ class Process:
     def restart_daemon(self) -> None:
         """Starts the daemon again, on the same data."""
         self.child.send_signal(signal.SIGUSR2)
-        self.wait_until("ready")
+        self.variables.update(self.wait_until("ready"))
 
     def end(self) -> None:
         """Ends the lab with everything in it."""
@@ -157,3 +157,25 @@ def sandbox(lab):
     yield create
     for each in made:
         each.kill(wait=True)
+
+
+@pytest.fixture
+def fragile():
+    """A lab of its own, whose daemon is killed."""
+    process = Process()
+    try:
+        yield process, Lab(process.variables)
+    finally:
+        process.end()
+
+
+def create(lab, **body) -> str:
+    status, made = lab.request("POST", "/sandboxes", {"template": "python", "timeout": 300, **body})
+    assert status == 201, made
+    return made["sandbox_id"]
+
+
+def command(lab, sandbox: str, cmd: str, **body):
+    status, done = lab.request("POST", f"/sandboxes/{sandbox}/commands", {"cmd": cmd, "timeout": 60, **body})
+    assert status == 200, done
+    return done

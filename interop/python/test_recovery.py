@@ -6,34 +6,12 @@ import os
 import pathlib
 import time
 
-import pytest
-
 import conftest
 import probes
+from conftest import command, create
+from machine import traces
 
 ALLOWED = "104.16.1.1"
-
-
-@pytest.fixture
-def fragile():
-    """A lab of its own, whose daemon is killed."""
-    process = conftest.Process()
-    try:
-        yield process, conftest.Lab(process.variables)
-    finally:
-        process.end()
-
-
-def create(lab, **body) -> str:
-    status, made = lab.request("POST", "/sandboxes", {"template": "python", "timeout": 300, **body})
-    assert status == 201, made
-    return made["sandbox_id"]
-
-
-def command(lab, sandbox: str, cmd: str, **body):
-    status, done = lab.request("POST", f"/sandboxes/{sandbox}/commands", {"cmd": cmd, "timeout": 60, **body})
-    assert status == 200, done
-    return done
 
 
 #: Writes a line for each attempt to send the token, for ever.
@@ -97,28 +75,6 @@ def test_a_timeout_is_kept_across_a_restart(fragile):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert lab.request("GET", f"/sandboxes/{long}")[1]["state"] == "running"
-
-
-def traces(data: pathlib.Path, boxes: list[str]) -> dict[str, list[str]]:
-    """What there is of these sandboxes on the machine: directories, cgroups, mounts, processes."""
-
-    def of_them(text: str) -> bool:
-        return any(box in text for box in boxes)
-
-    processes = []
-    for process in pathlib.Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if of_them((process / "cgroup").read_text()):
-                    processes.append(process.name)
-            except OSError:
-                continue  # It ended meanwhile.
-    return {
-        "cgroups": [str(path) for path in pathlib.Path("/sys/fs/cgroup").rglob("sbx-*") if of_them(path.name)],
-        "mounts": [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if of_them(line)],
-        "directories": [str(path) for path in data.rglob("sbx-*") if of_them(path.name)],
-        "processes": processes,
-    }
 
 
 def test_nothing_of_a_killed_sandbox_is_left(fragile):

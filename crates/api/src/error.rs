@@ -31,6 +31,9 @@ pub mod code {
     pub const NO_SPACE: &str = "no_space";
     /// 429: a limit on how many of something may exist.
     pub const LIMIT: &str = "limit_reached";
+    /// 503: the store cannot be written to, because its disk is full or another program keeps it locked. Nothing was
+    /// changed.
+    pub const STORE_UNAVAILABLE: &str = "store_unavailable";
     /// 500: a failure inside the server.
     pub const INTERNAL: &str = "internal";
 }

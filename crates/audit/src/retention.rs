@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use store::{Store, StoreError};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{AuditConfig, Shared};
 
@@ -15,18 +15,39 @@ const STEP: u32 = 2000;
 const WORTHWHILE: u64 = 10;
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The calendar's time, but never further on than the time that has passed: a clock that is set ahead must not delete
+/// what is not old.
+struct Calendar {
+    started: Timestamp,
+    since: Instant,
+}
+
+impl Calendar {
+    fn now(&self, clock: Timestamp) -> Timestamp {
+        let passed = SignedDuration::try_from(self.since.elapsed()).unwrap_or(SignedDuration::MAX);
+        self.started.checked_add(passed).map_or(clock, |steady| steady.min(clock))
+    }
+}
+
 pub(crate) async fn run(shared: Arc<Shared>, store: Store, config: AuditConfig) {
+    let calendar = Calendar { started: Timestamp::now(), since: Instant::now() };
     loop {
-        if let Err(error) = prune(&shared, &store, &config).await {
+        let now = calendar.now(Timestamp::now());
+        if let Err(error) = prune(&shared, &store, &config, now).await {
             tracing::warn!(%error, "old events cannot be deleted");
         }
         sleep(config.prune_every.max(PAUSE)).await;
     }
 }
 
-async fn prune(shared: &Shared, store: &Store, config: &AuditConfig) -> Result<(), StoreError> {
+async fn prune(
+    shared: &Shared,
+    store: &Store,
+    config: &AuditConfig,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     // A retention that reaches back before the calendar begins keeps everything.
-    if let Ok(before) = Timestamp::now().checked_sub(config.retention) {
+    if let Ok(before) = now.checked_sub(config.retention) {
         while store.events().prune(before, STEP).await? >= u64::from(STEP) {
             sleep(PAUSE).await;
         }
@@ -41,4 +62,20 @@ async fn prune(shared: &Shared, store: &Store, config: &AuditConfig) -> Result<(
         sleep(PAUSE).await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_ahead_makes_no_event_older_and_one_that_is_set_back_is_believed() {
+        let hour = Duration::from_secs(3600);
+        let started: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        let calendar = Calendar { started, since: Instant::now() };
+        tokio::time::advance(hour).await;
+        assert_eq!(calendar.now(started + hour), started + hour);
+        assert_eq!(calendar.now(started + hour * 10_000), started + hour);
+        assert_eq!(calendar.now(started - hour), started - hour);
+    }
 }

@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use audit::{Audit, AuditConfig};
 use gate::{GATE_V4, Gate, GateConfig};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sandbox::{DEFAULT_IDS, Manager, spawner::SpawnerProgram, template::Templates};
 use store::Store;
 
@@ -23,6 +24,7 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts everything; running sandboxes are adopted.
     pub(crate) async fn start(config: &Config) -> Result<Self> {
+        raise_descriptors();
         let data_dir = &config.data_dir;
         let store = Store::open(data_dir)
             .await
@@ -83,6 +85,15 @@ impl Engine {
             tracing::error!(%error, "the last events are not recorded");
         }
         self.store.close().await;
+    }
+}
+
+/// Lets the process have as many descriptors as it may: each connection through a proxy takes several, and what is usual
+/// for a shell (1024) is little for many sandboxes. What runs in them has limits of its own.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, ?limit, "the limit of descriptors cannot be raised");
     }
 }
 

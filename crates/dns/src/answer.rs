@@ -2,9 +2,11 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use policy::{
     Decision, EventKind, Flow, FlowEvent, HostName, InForce, NameSource, Policy, Protocol, Reason,
     RefusedNames, Rule, Verdict,
@@ -51,13 +53,21 @@ pub(crate) enum Step {
 /// A question whose answer has to be looked up.
 pub(crate) struct Pending {
     asked: Asked,
+    transport: Transport,
+    /// The query, for the reply if the lookup panics.
+    query: Vec<u8>,
     family: Family,
     /// Counts as under way until the reply is made.
     _lookup: Lookup,
 }
 
-/// Everything that needs no waiting: refusals, cached answers.
+/// Everything that needs no waiting: refusals, cached answers. If it panics, only this query notices.
 pub(crate) fn begin<Z: Zone>(query: &[u8], zone: &Z, upstream: &Upstream, transport: Transport) -> Step {
+    catch_unwind(AssertUnwindSafe(|| consider(query, zone, upstream, transport)))
+        .unwrap_or_else(|_panic| Step::Done(fault(query, zone, transport)))
+}
+
+fn consider<Z: Zone>(query: &[u8], zone: &Z, upstream: &Upstream, transport: Transport) -> Step {
     zone.asked();
     let now = Instant::now();
     if !zone.budget().take_query(now) {
@@ -91,17 +101,46 @@ pub(crate) fn begin<Z: Zone>(query: &[u8], zone: &Z, upstream: &Upstream, transp
         return Step::Done(conclude(&asked, zone, outcome));
     }
     match zone.budget().begin_lookup(&in_force.policy, &asked.name, now) {
-        Ok(lookup) => Step::Lookup(Pending { asked, family, _lookup: lookup }),
+        Ok(lookup) => {
+            Step::Lookup(Pending { asked, transport, query: query.to_vec(), family, _lookup: lookup })
+        }
         Err(refused) => Step::Done(over_limit(&asked, zone, &in_force, &refused)),
     }
 }
 
 impl Pending {
-    /// Looks the name up and makes the reply.
+    /// Looks the name up and makes the reply. If it panics, only this query notices.
     pub(crate) async fn finish<Z: Zone>(self, zone: &Z, upstream: &Upstream) -> Option<Vec<u8>> {
-        let outcome = upstream.lookup(&self.asked.name, self.family).await;
-        conclude(&self.asked, zone, outcome)
+        let looking = async {
+            let outcome = upstream.lookup(&self.asked.name, self.family).await;
+            conclude(&self.asked, zone, outcome)
+        };
+        let replied = AssertUnwindSafe(looking).catch_unwind().await;
+        replied.unwrap_or_else(|_panic| fault(&self.query, zone, self.transport))
     }
+}
+
+/// Records that a query met a fault of the daemon, and gives the reply: SERVFAIL, if the query can be read at all.
+fn fault<Z: Zone>(query: &[u8], zone: &Z, transport: Transport) -> Option<Vec<u8>> {
+    let reply = || {
+        let asked = match message::read(query, transport) {
+            Received::Asked(asked) => Some(asked),
+            Received::Nothing | Received::Bad { .. } => None,
+        };
+        let name = asked.as_ref().map(|asked| asked.name.clone());
+        record_daemon_fault(zone, name, transport);
+        asked.and_then(|asked| asked.failed((Ede::Other, "a fault of the resolver")))
+    };
+    catch_unwind(AssertUnwindSafe(reply)).unwrap_or_else(|_panic| {
+        tracing::error!("a DNS query met a fault, which could not be recorded");
+        None
+    })
+}
+
+/// Records that something was not answered for a fault of the daemon.
+pub(crate) fn record_daemon_fault<Z: Zone>(zone: &Z, name: Option<HostName>, transport: Transport) {
+    let verdict = Verdict { decision: Decision::Deny, rule: Rule::Default, reason: Reason::DaemonFault };
+    zone.record(event(zone.in_force().generation, verdict, name, transport));
 }
 
 /// Judges, binds and writes the answer of a lookup. The policy is read again, because it may have been replaced

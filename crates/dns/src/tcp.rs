@@ -29,7 +29,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How long to wait after a failed `accept`, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Answers the queries of the connections that `listener` accepts until `stop`.
+/// Answers the queries of the connections that `listener` accepts until `stop`. A connection that cannot be accepted
+/// because the process has no descriptor left is reset and recorded.
 ///
 /// # Errors
 /// None at present: a connection that cannot be accepted is tried again.
@@ -39,6 +40,9 @@ pub async fn serve_tcp<Z: Zone>(
     upstream: Upstream,
     stop: CancellationToken,
 ) -> io::Result<()> {
+    if let Err(error) = sys::spare::reserve() {
+        tracing::warn!(%error, "there is no descriptor in reserve: connections over the limit have to wait");
+    }
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // Dropping the set on the way out closes the connections.
     let mut connections = JoinSet::new();
@@ -50,6 +54,11 @@ pub async fn serve_tcp<Z: Zone>(
         while connections.try_join_next().is_some() {}
         let stream = match accepted {
             Ok((stream, _)) => stream,
+            Err(error) if sys::spare::is_exhausted(&error) && sys::spare::turn_away(&listener).is_ok() => {
+                answer::record_daemon_fault(&*zone, None, Transport::Tcp);
+                tokio::task::yield_now().await;
+                continue;
+            }
             Err(error) => {
                 tracing::warn!(%error, "a DNS connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -5,23 +5,29 @@ use std::{
     io,
     net::{TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use nft::LogSocket;
 use policy::{Policy, Topology};
 
 use crate::{
     GateConfig, GateError, events,
     gate::{Shared, blocking},
-    member::Member,
+    member::{Broken, Member},
     proof,
     watched::watched,
 };
 
 /// How long the kernel may keep what the uplink's packet filter has logged, with some leeway.
 const HAND_OVER: Duration = Duration::from_millis(15);
+
+/// How long is waited between finding the rules suspect and trying them: what is wrong may show many times, and the log of
+/// refused packets, if it was overrun, has room again.
+const SUSPICION: Duration = Duration::from_secs(1);
 
 /// A sandbox that is attached to the gate. Dropping it detaches it.
 pub struct Attachment {
@@ -87,10 +93,22 @@ impl Attachment {
         blocking(move || proof::prove(&member.sandbox, &member.sandbox.force().now)).await
     }
 
-    /// Waits until the rules turn out not to hold, which is tried after each change of the policy. Nothing passes any more
-    /// then, and the sandbox is to be ended.
-    pub fn broken(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.member.broken.clone().cancelled_owned()
+    /// Waits until the sandbox is cut off for a fault: its rules turn out not to hold, which is tried after each change of
+    /// the policy and when they are suspect, or what serves it has ended. Nothing passes any more then, and the sandbox is
+    /// to be ended.
+    pub fn broken(&self) -> impl Future<Output = Broken> + Send + use<> {
+        let mut broken = self.member.broken.subscribe();
+        async move {
+            loop {
+                if let Some(why) = *broken.borrow_and_update() {
+                    return why;
+                }
+                if broken.changed().await.is_err() {
+                    // It is gone without having been cut off.
+                    return std::future::pending().await;
+                }
+            }
+        }
     }
 
     /// What there is to say about it.
@@ -144,6 +162,7 @@ impl Attachment {
             "the log of refused packets",
             events::follow(log, self.member.stop.clone(), move |received| recorder.record_refusals(received)),
         );
+        self.member.tasks.spawn(verify(Arc::downgrade(&self.shared), Arc::downgrade(&self.member)));
         for socket in dns_udp {
             let (zone, stop) = (Arc::clone(sandbox), self.member.stop.clone());
             self.spawn("the resolver", dns::serve_udp(socket, zone, config.upstream.clone(), stop));
@@ -165,15 +184,45 @@ impl Attachment {
         Ok(())
     }
 
-    /// A task whose end before it is told to stop is a fault: nothing passes there any more.
+    /// A task whose end before it is told to stop is a fault: the sandbox would go on unserved, or unrecorded. It is cut
+    /// off.
     fn spawn(&self, what: &'static str, task: impl Future<Output = io::Result<()>> + Send + 'static) {
-        let member = Arc::downgrade(&self.member);
+        let (shared, member) = (Arc::downgrade(&self.shared), Arc::downgrade(&self.member));
         self.member.tasks.spawn(async move {
-            if let Err(error) = task.await {
-                let sandbox = member.upgrade().map(|member| member.sandbox.recorder.sandbox().to_owned());
-                tracing::error!(?sandbox, %error, "{what} stopped");
+            let ended = AssertUnwindSafe(task).catch_unwind().await;
+            let (Some(shared), Some(member)) = (shared.upgrade(), member.upgrade()) else { return };
+            if member.stop.is_cancelled() || shared.is_stopping() {
+                return;
             }
+            let error = match ended {
+                Ok(Ok(())) => "it has ended".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(_panic) => "it panicked".to_owned(),
+            };
+            tracing::error!(sandbox = member.sandbox.recorder.sandbox(), error, "{what} stopped");
+            let _shutting_down = run(&shared, &member, Member::fail).await;
         });
+    }
+}
+
+/// Tries the rules again whenever they are suspect.
+async fn verify(shared: Weak<Shared>, member: Weak<Member>) {
+    loop {
+        let Some((stop, sandbox)) =
+            member.upgrade().map(|member| (member.stop.clone(), Arc::clone(&member.sandbox)))
+        else {
+            return;
+        };
+        let suspicion = async {
+            sandbox.suspect.notified().await;
+            tokio::time::sleep(SUSPICION).await;
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = suspicion => {}
+        }
+        let (Some(shared), Some(member)) = (shared.upgrade(), member.upgrade()) else { return };
+        let _shutting_down = run(&shared, &member, Member::verify).await;
     }
 }
 
@@ -196,3 +245,6 @@ impl Drop for Attachment {
         self.release();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,6 +50,12 @@ pub enum GateError {
     /// The rules are in force, and do not do what they say.
     #[error("the sandbox's rules do not hold: {0}; it is cut off")]
     Unproven(String),
+    /// The rules could not be tried: the daemon is out of something.
+    #[error("the sandbox's rules cannot be tried")]
+    Untried(#[source] io::Error),
+    /// The daemon panicked; its log says where.
+    #[error("a fault of the daemon, which its log tells")]
+    Fault,
     /// The sandbox has been detached.
     #[error("the sandbox is detached from the gate")]
     Detached,

@@ -5,13 +5,18 @@ use std::{
     net::IpAddr,
     num::NonZeroUsize,
     os::fd::OwnedFd,
-    sync::{Arc, OnceLock, Weak},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use audit::Recorder;
 use dns::Upstream;
+use futures_util::FutureExt;
 use netns::{LinkBytes, Monitor, NetNs};
 use parking_lot::Mutex;
 use policy::{Floor, InForce, Policy};
@@ -97,6 +102,8 @@ impl Gate {
             node,
             uplink: Mutex::new(None),
             tracking: OnceLock::new(),
+            is_blind: AtomicBool::new(false),
+            is_behind: AtomicBool::new(false),
             members: Mutex::default(),
             runtime: Handle::current(),
             workers: Workers::start(cores).map_err(GateError::Workers)?,
@@ -186,13 +193,14 @@ impl Gate {
     }
 }
 
-/// Runs what blocks (for a millisecond or some) away from the runtime's own threads.
+/// Runs what blocks (for a millisecond or some) away from the runtime's own threads. A panic there is
+/// [`GateError::Fault`]: whoever waits, for good and all perhaps, goes on.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, GateError> + Send + 'static,
 ) -> Result<T, GateError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) if error.is_panic() => Err(GateError::Fault),
         Err(_) => Err(GateError::ShuttingDown),
     }
 }
@@ -204,6 +212,10 @@ pub(crate) struct Shared {
     uplink: Mutex<Option<Uplink>>,
     /// What passes by the wires; there as soon as the uplink is.
     tracking: OnceLock<Arc<Tracking>>,
+    /// Whether nobody can tell any more what passes by the wires: there are no new ones then.
+    is_blind: AtomicBool,
+    /// Whether a change of the machine's network is not in force everywhere.
+    is_behind: AtomicBool,
     members: Mutex<Vec<Weak<Member>>>,
     pub(crate) runtime: Handle,
     /// The threads of all proxies.
@@ -213,6 +225,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whether the whole gate is being shut down.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
     pub(crate) fn node(&self) -> arc_swap::Guard<Arc<Node>> {
         self.node.load()
     }
@@ -262,6 +279,9 @@ impl Shared {
         self: &Arc<Self>,
         work: impl FnOnce(&mut Uplink) -> Result<T, GateError>,
     ) -> Result<T, GateError> {
+        if self.is_blind.load(Ordering::SeqCst) {
+            return Err(GateError::Fault);
+        }
         let mut slot = self.uplink.lock();
         let uplink = match &mut *slot {
             Some(uplink) => uplink,
@@ -300,11 +320,32 @@ impl Shared {
         Ok(uplink)
     }
 
-    fn follow(&self, what: &'static str, task: impl Future<Output = std::io::Result<()>> + Send + 'static) {
+    /// Without this task nobody would know what passes by the wires: if it ends, so do they.
+    fn follow(
+        self: &Arc<Self>,
+        what: &'static str,
+        task: impl Future<Output = std::io::Result<()>> + Send + 'static,
+    ) {
+        let shared = Arc::downgrade(self);
         self.runtime.spawn(async move {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "{what} cannot be read any more");
+            let ended = AssertUnwindSafe(task).catch_unwind().await;
+            let Some(shared) = shared.upgrade() else { return };
+            if shared.is_stopping() {
+                return;
             }
+            let error = match ended {
+                Ok(Ok(())) => "it has ended".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(_panic) => "it panicked".to_owned(),
+            };
+            tracing::error!(error, "{what} cannot be read any more: every sandbox with a wire is cut off");
+            shared.is_blind.store(true, Ordering::SeqCst);
+            let cut = blocking(move || {
+                let wired = shared.members().into_iter().filter(|member| member.is_wired());
+                wired.for_each(|member| member.fail(&shared));
+                Ok(())
+            });
+            let _shutting_down = cut.await;
         });
     }
 
@@ -397,9 +438,12 @@ impl Shared {
     /// Reads the machine's network anew; if it is another, every sandbox gets its policy over the new floor.
     fn refresh(self: &Arc<Self>) -> Result<(), GateError> {
         let node = Node::read(&self.config.protected)?;
-        if node.same(&self.node()) {
+        if node.same(&self.node()) && !self.is_behind.load(Ordering::SeqCst) {
             return Ok(());
         }
+        // Until all of it is done: what fails on the way is to be tried again, although the machine's network is then the
+        // same as before.
+        self.is_behind.store(true, Ordering::SeqCst);
         let floor = Arc::clone(&node.floor);
         let ipv6 = node.ipv6;
         self.node.store(Arc::new(node));
@@ -407,13 +451,16 @@ impl Shared {
             uplink::enable_forwarding(ipv6).map_err(GateError::Uplink)?;
             uplink.set_floor(&floor.networks())
         })?;
+        let mut result = Ok(());
         for member in self.members() {
             if let Err(error) = member.refresh(self, &floor) {
                 let sandbox = member.sandbox.recorder.sandbox();
                 tracing::error!(sandbox, error = %chain(&error), "the new floor is not in force");
+                result = Err(error);
             }
         }
-        Ok(())
+        self.is_behind.store(result.is_err(), Ordering::SeqCst);
+        result
     }
 }
 
@@ -425,9 +472,8 @@ async fn watch(shared: Weak<Shared>, monitor: AsyncFd<Monitor>, stop: Cancellati
             tokio::time::sleep(SETTLE).await;
             let changed = monitor.get_ref().drain()?;
             ready.clear_ready();
-            let Some(shared) = shared.upgrade() else { return Ok(()) };
-            if changed && let Err(error) = blocking(move || shared.refresh()).await {
-                tracing::error!(error = %chain(&error), "a change of the machine's network was not followed");
+            if changed {
+                follow_change(&shared).await;
             }
         }
     };
@@ -437,6 +483,17 @@ async fn watch(shared: Weak<Shared>, monitor: AsyncFd<Monitor>, stop: Cancellati
     };
     if let Err(error) = ended {
         tracing::error!(%error, "changes of the machine's network are not seen any more");
+    }
+}
+
+/// Puts the floor of a changed network in force, however often that has to be tried: until then it is the old one.
+async fn follow_change(shared: &Weak<Shared>) {
+    let mut pause = SETTLE;
+    while let Some(shared) = shared.upgrade() {
+        let Err(error) = blocking(move || shared.refresh()).await else { return };
+        tracing::error!(error = %chain(&error), "a change of the machine's network was not followed; it is tried again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(SWEEP);
     }
 }
 
@@ -451,7 +508,9 @@ async fn sweep(shared: Weak<Shared>, stop: CancellationToken) {
         }
         let Some(shared) = shared.upgrade() else { return };
         for member in shared.members() {
-            member.sandbox.tidy();
+            if catch_unwind(AssertUnwindSafe(|| member.sandbox.tidy())).is_err() {
+                member.sandbox.suspect.notify_one();
+            }
             tokio::task::yield_now().await;
         }
         let removed = blocking(move || {

@@ -46,6 +46,7 @@ pub use dns::Limits as NameLimits;
 pub use error::GateError;
 pub use gate::{AttachRequest, Gate, GateConfig};
 pub use limits::Limits;
+pub use member::Broken;
 pub use proxy::{ByteLimits, Limits as FlowLimits};
 pub use stats::GateStats;
 pub use wired::WireLimits;

@@ -1,9 +1,13 @@
 //! Putting policies in force, wire included: all of a new one, or none of it.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use policy::{EntryError, Floor, InForce, List, Policy, PolicyError, Topology};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -17,9 +21,19 @@ pub(crate) struct Member {
     /// Ends the tasks.
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
-    /// Cancelled when the rules turned out not to hold.
-    pub(crate) broken: CancellationToken,
+    /// Why it was cut off, once it is.
+    pub(crate) broken: watch::Sender<Option<Broken>>,
     wire: Mutex<Wire>,
+}
+
+/// Why a sandbox was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// Its rules do not do what its policy says.
+    Rules,
+    /// Something that serves it has ended: its resolver, its proxy, the log of what it was refused, or a change of its
+    /// policy in the middle.
+    Service,
 }
 
 /// Held while a policy is being put in force, so that one comes after the other.
@@ -39,7 +53,7 @@ impl Member {
             sandbox,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            broken: CancellationToken::new(),
+            broken: watch::Sender::default(),
             wire: Mutex::default(),
         }
     }
@@ -68,6 +82,34 @@ impl Member {
         let now = self.sandbox.force().now.clone();
         let policy = Arc::new(recompile(&now.policy, floor));
         self.put_in_force(shared, &mut wire, &InForce { policy, generation: now.generation + 1 })
+    }
+
+    /// Tries the rules, which somebody may have changed, and cuts the sandbox off if they do not hold.
+    pub(crate) fn verify(&self, shared: &Shared) {
+        let mut wire = self.wire.lock();
+        if wire.is_detached || !wire.is_enforced {
+            return;
+        }
+        let now = self.sandbox.force().now.clone();
+        match self.prove(&now) {
+            Ok(()) => {}
+            Err(error @ GateError::Unproven(_)) => {
+                self.complain(&error);
+                self.cut_off(shared, &mut wire, Broken::Rules);
+            }
+            Err(error) => {
+                self.complain(&error);
+                self.sandbox.suspect.notify_one();
+            }
+        }
+    }
+
+    /// Cuts the sandbox off because something that serves it has ended.
+    pub(crate) fn fail(&self, shared: &Shared) {
+        let mut wire = self.wire.lock();
+        if !wire.is_detached {
+            self.cut_off(shared, &mut wire, Broken::Service);
+        }
     }
 
     /// Whether it has, or had, a wire whose place has not been given back.
@@ -101,10 +143,21 @@ impl Member {
         }
     }
 
+    /// All of a policy or none of it; what panics in the middle of that leaves the sandbox cut off.
     fn put_in_force(&self, shared: &Arc<Shared>, wire: &mut Wire, next: &InForce) -> Result<(), GateError> {
         if wire.is_detached {
             return Err(GateError::Detached);
         }
+        match catch_unwind(AssertUnwindSafe(|| self.replace(shared, wire, next))) {
+            Ok(replaced) => replaced,
+            Err(_panic) => {
+                self.cut_off(shared, wire, Broken::Service);
+                Err(GateError::Fault)
+            }
+        }
+    }
+
+    fn replace(&self, shared: &Arc<Shared>, wire: &mut Wire, next: &InForce) -> Result<(), GateError> {
         let before = self.sandbox.force().now.clone();
         let was_laid = wire.is_laid;
         let wants = next.policy.topology() == Topology::Wire;
@@ -132,23 +185,35 @@ impl Member {
                 shared.revoke_flows(slot, next);
             }
         }
-        wire.is_enforced = true;
+        let is_first = !std::mem::replace(&mut wire.is_enforced, true);
+        match self.prove(next) {
+            // The kernel has confirmed the rules; they are tried as soon as that can be done.
+            Err(error @ GateError::Untried(_)) if !is_first => {
+                self.complain(&error);
+                self.sandbox.suspect.notify_one();
+                Ok(())
+            }
+            proved => proved.inspect_err(|error| {
+                self.complain(error);
+                self.cut_off(shared, wire, Broken::Rules);
+            }),
+        }
+    }
+
+    /// Tries the rules, and counts how that comes out.
+    fn prove(&self, in_force: &InForce) -> Result<(), GateError> {
         let counters = self.sandbox.counters();
         Counters::add(&counters.proofs);
-        proof::prove(&self.sandbox, next).inspect_err(|error| {
-            Counters::add(&counters.failed_proofs);
-            self.complain(error);
-            self.cut_off(shared, wire);
-        })
+        proof::prove(&self.sandbox, in_force).inspect_err(|_| Counters::add(&counters.failed_proofs))
     }
 
     /// Lets nothing pass any more, whatever the rules in the sandbox's namespace do: its sockets close and its wire is
     /// cut. Whoever is to end the sandbox is told.
-    fn cut_off(&self, shared: &Shared, wire: &mut Wire) {
+    fn cut_off(&self, shared: &Shared, wire: &mut Wire, why: Broken) {
         wire.is_detached = true;
         self.stop.cancel();
         self.cut_wire(shared, wire);
-        self.broken.cancel();
+        self.broken.send_replace(Some(why));
     }
 
     fn cut_wire(&self, shared: &Shared, wire: &mut Wire) {

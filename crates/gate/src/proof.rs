@@ -7,7 +7,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -33,15 +33,18 @@ const METADATA: [IpAddr; 2] = [
 const PORT: u16 = 80;
 /// How many refusals are expected at most: those of the changes of a policy within the time that the log takes.
 const MAX_EXPECTED: usize = 256;
+/// For how long: the log takes some milliseconds, and a refusal that was not logged (the log is full) must not hide one of
+/// the sandbox's own later.
+const EXPECTED_FOR: Duration = Duration::from_secs(5);
 
 /// Refusals that are to be logged and are no events, because the daemon asked for them: one each.
 #[derive(Debug, Default)]
-pub(crate) struct Expected(Mutex<Vec<SocketAddr>>);
+pub(crate) struct Expected(Mutex<Vec<(SocketAddr, Instant)>>);
 
 impl Expected {
     fn add(&self, targets: &[SocketAddr]) {
-        let mut expected = self.0.lock();
-        expected.extend(targets);
+        let (mut expected, now) = (self.0.lock(), Instant::now());
+        expected.extend(targets.iter().map(|target| (*target, now)));
         // What has not come by now was lost on its way.
         let lost = expected.len().saturating_sub(MAX_EXPECTED);
         expected.drain(..lost);
@@ -50,7 +53,11 @@ impl Expected {
     /// Whether the refusal of a packet to there is one of them, which it is once.
     pub(crate) fn take(&self, target: SocketAddr) -> bool {
         let mut expected = self.0.lock();
-        let found = expected.iter().position(|expected| *expected == target);
+        if expected.is_empty() {
+            return false;
+        }
+        expected.retain(|(_, since)| since.elapsed() < EXPECTED_FOR);
+        let found = expected.iter().position(|(expected, _)| *expected == target);
         found.map(|index| expected.remove(index)).is_some()
     }
 }
@@ -58,7 +65,7 @@ impl Expected {
 /// Tries what has to be refused and what has to pass under the policy that is in force.
 ///
 /// # Errors
-/// [`GateError::Unproven`] says what did not happen as it should.
+/// [`GateError::Unproven`] says what did not happen as it should, [`GateError::Untried`] why it cannot be tried.
 pub(crate) fn prove(sandbox: &Sandbox, in_force: &InForce) -> Result<(), GateError> {
     let refused =
         METADATA.into_iter().chain(NOBODY.into_iter().filter(|&address| is_refused(in_force, address)));
@@ -68,8 +75,12 @@ pub(crate) fn prove(sandbox: &Sandbox, in_force: &InForce) -> Result<(), GateErr
         refused.iter().try_for_each(|&target| expect_refusal(target))?;
         resolver_sockets().into_iter().try_for_each(expect_connection)
     };
-    let proved = sandbox.namespace.run(attempt);
-    proved.map_err(|error| GateError::EnterNamespace("the sandbox", error))?.map_err(GateError::Unproven)
+    sandbox.namespace.run(attempt).map_err(GateError::Untried)?
+}
+
+/// Whether the daemon could not try, which says nothing of the rules.
+fn is_own_want(error: &io::Error) -> bool {
+    sys::spare::is_exhausted(error) || error.kind() == io::ErrorKind::OutOfMemory
 }
 
 fn is_refused(in_force: &InForce, address: IpAddr) -> bool {
@@ -77,15 +88,22 @@ fn is_refused(in_force: &InForce, address: IpAddr) -> bool {
     !in_force.policy.judge(&flow).is_allowed()
 }
 
-fn expect_refusal(target: SocketAddr) -> Result<(), String> {
+fn expect_refusal(target: SocketAddr) -> Result<(), GateError> {
+    let unproven = |text| Err(GateError::Unproven(text));
     match TcpStream::connect_timeout(&target, TO_REFUSE) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) => Err(format!("a connection to {target} was not refused: {error}")),
-        Ok(_) => Err(format!("a connection to {target} was made")),
+        Err(error) if is_own_want(&error) => Err(GateError::Untried(error)),
+        Err(error) => unproven(format!("a connection to {target} was not refused: {error}")),
+        Ok(_) => unproven(format!("a connection to {target} was made")),
     }
 }
 
-fn expect_connection(target: SocketAddr) -> Result<(), String> {
-    let made = TcpStream::connect_timeout(&target, TO_ACCEPT);
-    made.map(drop).map_err(|error| format!("the resolver at {target} cannot be reached: {error}"))
+fn expect_connection(target: SocketAddr) -> Result<(), GateError> {
+    match TcpStream::connect_timeout(&target, TO_ACCEPT) {
+        Ok(_) => Ok(()),
+        Err(error) if is_own_want(&error) => Err(GateError::Untried(error)),
+        Err(error) => {
+            Err(GateError::Unproven(format!("the resolver at {target} cannot be reached: {error}")))
+        }
+    }
 }

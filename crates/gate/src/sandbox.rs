@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,6 +16,7 @@ use nft::{Batch, Flow as Headers, Packet, Received};
 use parking_lot::Mutex;
 use policy::{Flow, FlowEvent, FlowTotals, HostName, InForce, Policy, Protocol, Reason};
 use proxy::{Egress, EventId, Flows, Hold, NoAddress};
+use tokio::sync::Notify;
 
 use crate::{
     GateError, Limits,
@@ -30,6 +32,9 @@ use crate::{
     stats::Counters,
 };
 
+/// The reason of an `audit_gap`: what happened met a fault of the daemon on its way to being recorded.
+pub(crate) const DAEMON_FAULT: &str = "daemon_fault";
+
 /// Everything the gate knows of one sandbox.
 pub(crate) struct Sandbox {
     pub(crate) namespace: NetNs,
@@ -44,6 +49,8 @@ pub(crate) struct Sandbox {
     proxy_port: u16,
     /// Refusals that the daemon asks for.
     pub(crate) expected: Expected,
+    /// Told when something makes the rules suspect, so that they are tried again.
+    pub(crate) suspect: Notify,
 }
 
 /// What a sandbox has in common with all others of the gate.
@@ -98,6 +105,7 @@ impl Sandbox {
             sinks: Mutex::default(),
             proxy_port,
             expected: Expected::default(),
+            suspect: Notify::new(),
         }
     }
 
@@ -127,8 +135,9 @@ impl Sandbox {
             |name| force.ports.permitted(policy, name),
         );
         let batch = rules.batch(bindings.installed());
-        // With the old table its counters go. (What is refused between the two is recorded, and not counted.)
-        self.read_counters(&mut kernel);
+        // With the old table its counters go. (What is refused between the two is recorded, and not counted.) There is
+        // none before the first policy is in force.
+        let _is_first = self.read_counters(&mut kernel);
         kernel.filter.commit(batch).map_err(|error| GateError::Rules("the sandbox", error))?;
         kernel.bindings = bindings;
         self.force.store(Arc::new(force));
@@ -154,7 +163,10 @@ impl Sandbox {
         if !kernel.is_closed {
             let missing = kernel.ledger.find_missing();
             self.recorder.gap(MISSING, missing);
-            self.read_counters(&mut kernel);
+            if !self.read_counters(&mut kernel) {
+                // The table is gone, or another.
+                self.suspect.notify_one();
+            }
         }
         let change = kernel.bindings.expire(Instant::now());
         if let Err(error) = self.apply(&mut kernel, &change) {
@@ -183,11 +195,23 @@ impl Sandbox {
 
     /// Records what the sandbox's own packet filter refused.
     pub(crate) fn record_refusals(&self, received: Received) {
-        let recorded = received.packets.iter().filter(|packet| self.record_refusal(packet)).count();
+        if received.overrun {
+            // How many were lost shows with the next one that is logged: trying the rules makes some.
+            self.suspect.notify_one();
+        }
+        let recorded = received.packets.iter().filter(|packet| self.record_logged(packet)).count();
         let mut kernel = self.kernel.lock();
         let lost = kernel.ledger.lost(received.lost);
         kernel.ledger.accounted(u64::try_from(recorded).unwrap_or(u64::MAX));
         self.recorder.gap("kernel_log", lost);
+    }
+
+    /// As [`Self::record_refusal`], which costs this one packet if it panics: it is accounted for as a gap.
+    pub(crate) fn record_logged(&self, packet: &Packet) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.record_refusal(packet))).unwrap_or_else(|_panic| {
+            self.recorder.gap(DAEMON_FAULT, 1);
+            true
+        })
     }
 
     /// Records one packet that a packet filter refused, unless the daemon expects that. Returns false if it cannot be
@@ -236,17 +260,19 @@ impl Sandbox {
         }
     }
 
-    /// Reads the kernel's own counters, and records how many refusals were too many to be logged.
-    fn read_counters(&self, kernel: &mut Kernel) {
+    /// Reads the kernel's own counters, and records how many refusals were too many to be logged. `false` when there are
+    /// none.
+    fn read_counters(&self, kernel: &mut Kernel) -> bool {
         // Before the other, which counts what this one does: so less is counted than is accounted for, if at all.
         if let Ok(refused) = kernel.filter.take_counter(&ruleset::table(), ruleset::REFUSED) {
             kernel.ledger.counted(refused.packets);
         }
-        // There is no table before the first policy is in force.
-        if let Ok(unlogged) = kernel.filter.take_counter(&ruleset::table(), ruleset::UNLOGGED) {
+        let unlogged = kernel.filter.take_counter(&ruleset::table(), ruleset::UNLOGGED);
+        if let Ok(unlogged) = &unlogged {
             kernel.ledger.accounted(unlogged.packets);
             self.recorder.gap("kernel_log_limit", unlogged.packets);
         }
+        unlogged.is_ok()
     }
 
     /// Makes a change of the bindings in the kernel, if the kernel asks them at all. If that fails, the bindings
@@ -265,6 +291,7 @@ impl Sandbox {
         let made = kernel.filter.commit(batch);
         if made.is_err() {
             kernel.bindings.undo(change);
+            self.suspect.notify_one();
         }
         made
     }

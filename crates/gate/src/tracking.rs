@@ -7,6 +7,7 @@ use std::{
     collections::HashSet,
     io,
     os::fd::{AsRawFd, RawFd},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -28,7 +29,7 @@ use crate::{
     ByteLimits, GateError,
     addresses::Slot,
     events, revoke,
-    sandbox::Sandbox,
+    sandbox::{DAEMON_FAULT, Sandbox},
     uplink::Counts,
     uplink_rules::{self, LIMITED, PERMITTED},
     watched::Descriptor,
@@ -213,7 +214,7 @@ impl Tracking {
             let Some(slot) = packet.flow.and_then(|headers| Slot::of(headers.source)) else { continue };
             let sandbox = self.state.lock().wired.sandbox(slot);
             let Some(sandbox) = sandbox.as_ref().and_then(Weak::upgrade) else { continue };
-            let is_told = match packet.prefix.as_str() {
+            let record = || match packet.prefix.as_str() {
                 PERMITTED => {
                     self.record_beginning(&sandbox, slot, &packet);
                     true
@@ -224,6 +225,10 @@ impl Tracking {
                 }
                 _ => sandbox.record_refusal(&packet),
             };
+            let is_told = catch_unwind(AssertUnwindSafe(record)).unwrap_or_else(|_panic| {
+                sandbox.recorder.gap(DAEMON_FAULT, 1);
+                true
+            });
             if is_told && let Some(ledger) = self.state.lock().wired.ledger(slot) {
                 ledger.accounted(1);
             }

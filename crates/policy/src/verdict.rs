@@ -147,6 +147,8 @@ pub enum Reason {
     DnsLabels,
     /// The sandbox has used up the bytes that it may move.
     ByteBudget,
+    /// The daemon could not deal with it: it has no descriptor left, or a fault of its own, which the log tells.
+    DaemonFault,
 }
 
 impl Reason {
@@ -185,6 +187,7 @@ impl Reason {
             Self::DnsLookups => "dns_lookups",
             Self::DnsLabels => "dns_labels",
             Self::ByteBudget => "byte_budget",
+            Self::DaemonFault => "daemon_fault",
         }
     }
 }
@@ -234,6 +237,7 @@ mod tests {
             Reason::DnsLookups,
             Reason::DnsLabels,
             Reason::ByteBudget,
+            Reason::DaemonFault,
         ];
         for reason in reasons {
             assert_eq!(serde_json::to_string(&reason).unwrap(), format!("\"{reason}\""));

@@ -227,6 +227,11 @@ impl Entry {
         *self.subject.lock() = subject;
     }
 
+    /// What the flow was permitted as, which is not judged any more.
+    pub(crate) fn take_subject(&self) -> Option<Subject> {
+        self.subject.lock().take()
+    }
+
     fn rejudge(&self, now: &InForce) {
         let mut slot = self.subject.lock();
         let Some(verdict) = slot.as_ref().and_then(|subject| subject.refused_by(now)) else { return };

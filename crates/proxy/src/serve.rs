@@ -3,17 +3,23 @@
 use std::{
     io,
     net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use policy::{NameSource, Rate};
+use futures_util::FutureExt;
+use policy::{EventKind, FlowEvent, NameSource, Rate, Reason};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ByteLimits, Egress, Flows, connection::Connection, decision::Refusal, flows::Recorder, socket::Socket,
+    ByteLimits, Egress, Flows,
+    connection::Connection,
+    decision::Refusal,
+    flows::{Recorder, Subject},
+    socket::Socket,
     turns::Turns,
 };
 
@@ -66,6 +72,9 @@ impl Default for Limits {
 /// The local address of an accepted socket is taken for the destination that the client meant. What is dialled is
 /// dialled in the network namespace of the runtime's threads.
 ///
+/// A connection that makes the daemon panic is reset, and recorded with the reason `daemon_fault`; so is one that cannot
+/// be accepted because the process has no descriptor left. All others go on.
+///
 /// # Errors
 /// When the listener cannot be prepared. A connection that cannot be accepted is tried again.
 pub async fn serve<E: Egress>(
@@ -77,27 +86,14 @@ pub async fn serve<E: Egress>(
 ) -> io::Result<()> {
     // Accepted sockets inherit it.
     sockopt::set_tcp_nodelay(&listener, true)?;
+    if let Err(error) = sys::spare::reserve() {
+        tracing::warn!(%error, "there is no descriptor in reserve: connections over the limit have to wait");
+    }
     let recorder: Arc<dyn Recorder> = egress.clone();
     let server = Server { id: flows.unique(), egress, recorder, flows, limits, turns: Turns::new() };
-    let accepting = async {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    if !server.admit(stream) {
-                        // The thread serves other sandboxes too, and refusing takes next to no turn of its own.
-                        tokio::task::yield_now().await;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = accepting => {}
+        () = server.accept(&listener) => {}
     }
     server.flows.abort_all(server.id);
     Ok(())
@@ -114,11 +110,56 @@ struct Server<E> {
 }
 
 impl<E: Egress> Server<E> {
+    async fn accept(&self, listener: &TcpListener) {
+        let mut is_exhausted = false;
+        loop {
+            let accepted = listener.accept().await;
+            is_exhausted = match &accepted {
+                Err(error) if sys::spare::is_exhausted(error) => {
+                    if !is_exhausted {
+                        tracing::error!(%error, "connections are reset for want of descriptors");
+                    }
+                    true
+                }
+                _ => false,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    if self.admit(stream) {
+                        continue;
+                    }
+                    // The thread serves other sandboxes too, and refusing takes next to no turn of its own.
+                    tokio::task::yield_now().await;
+                }
+                Err(_) if is_exhausted => match sys::spare::turn_away(listener) {
+                    Ok(destination) => {
+                        fault(&*self.egress, None, destination);
+                        tokio::task::yield_now().await;
+                    }
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
     /// Whether the connection was admitted; if not, it is reset.
     fn admit(&self, stream: TcpStream) -> bool {
         let Ok(destination) = stream.local_addr() else { return false };
         let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
         let client = Socket::new(stream);
+        // Of whatever fails here, only this connection is to notice.
+        let begun = catch_unwind(AssertUnwindSafe(|| self.begin(client, destination)));
+        begun.unwrap_or_else(|_panic| {
+            fault(&*self.egress, None, destination);
+            false
+        })
+    }
+
+    fn begin(&self, client: Socket, destination: SocketAddr) -> bool {
         let from = (&self.recorder, &self.turns);
         let registration = match self.flows.admit(self.id, &self.limits, from, Instant::now()) {
             Ok(registration) => registration,
@@ -132,9 +173,34 @@ impl<E: Egress> Server<E> {
         let entry = Arc::clone(registration.entry());
         let hold = self.egress.hold(destination.ip());
         let (egress, limits) = (Arc::clone(&self.egress), self.limits);
+        let watched = (Arc::clone(&egress), Arc::clone(&entry));
         let connection = Connection { egress, registration, destination, _hold: hold, limits };
-        let task = tokio::spawn(connection.run(client));
+        let running = AssertUnwindSafe(connection.run(client)).catch_unwind();
+        let task = tokio::spawn(async move {
+            // What it had, its sockets among them, went as it unwound.
+            if running.await.is_err() {
+                let (egress, entry) = watched;
+                fault(&*egress, entry.take_subject(), destination);
+            }
+        });
         entry.set_abort(task.abort_handle());
         true
+    }
+}
+
+/// Records that a connection ended for a fault of the daemon: refused, unless it had been permitted (as `subject`).
+fn fault<E: Egress>(egress: &E, subject: Option<Subject>, destination: SocketAddr) {
+    let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+    let record = || {
+        let generation = egress.in_force().generation;
+        let (name, source) = subject
+            .as_ref()
+            .map_or((None, NameSource::None), |subject| (subject.name.clone(), subject.source));
+        let refusal = Refusal::of_bytes(Reason::DaemonFault, name, source, destination, generation);
+        let kind = if subject.is_some() { EventKind::EgressRevoked } else { EventKind::EgressBlocked };
+        egress.record(FlowEvent { kind, ..refusal.event() });
+    };
+    if catch_unwind(AssertUnwindSafe(record)).is_err() {
+        tracing::error!(%destination, "a connection ended for a fault, which could not be recorded");
     }
 }

@@ -119,6 +119,20 @@ pub enum SandboxError {
     ShuttingDown,
 }
 
+impl SandboxError {
+    /// Whether the machine's disk, where the daemon keeps its data, is full.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Setup(fault) => {
+                io::Error::from_raw_os_error(fault.errno).kind() == io::ErrorKind::StorageFull
+            }
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Store(error) => error.is_full(),
+            _ => false,
+        }
+    }
+}
+
 impl From<TemplateError> for SandboxError {
     fn from(error: TemplateError) -> Self {
         match error {

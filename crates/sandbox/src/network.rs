@@ -4,7 +4,7 @@
 use std::{error::Error, os::fd::OwnedFd, pin::Pin, sync::Arc};
 
 use audit::Recorder;
-use gate::{AttachRequest, Gate, GateStats};
+use gate::{AttachRequest, Broken, Gate, GateStats};
 use policy::{Floor, Policy};
 
 /// Why a network could not be set up or changed.
@@ -53,8 +53,8 @@ pub trait Attachment: Send + Sync {
     /// Puts another policy in force. Gives its generation.
     fn set_policy(&self, policy: Arc<Policy>) -> BoxFuture<'_, Result<u64, NetworkError>>;
 
-    /// Waits until the network turns out not to do what its policy says. Nothing passes any more then.
-    fn broken(&self) -> BoxFuture<'static, ()>;
+    /// Waits until the network is cut off for a fault. Nothing passes any more then.
+    fn broken(&self) -> BoxFuture<'static, Broken>;
 
     /// Takes everything away that was set up. Can be called twice.
     fn detach(&self) -> BoxFuture<'_, ()>;
@@ -95,7 +95,7 @@ impl Attachment for gate::Attachment {
         Box::pin(async move { Ok(Self::set_policy(self, policy).await?) })
     }
 
-    fn broken(&self) -> BoxFuture<'static, ()> {
+    fn broken(&self) -> BoxFuture<'static, Broken> {
         Box::pin(Self::broken(self))
     }
 

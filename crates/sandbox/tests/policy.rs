@@ -82,7 +82,7 @@ impl Attachment for WatchedAttachment {
         })
     }
 
-    fn broken(&self) -> BoxFuture<'static, ()> {
+    fn broken(&self) -> BoxFuture<'static, gate::Broken> {
         self.1.broken()
     }
 

@@ -87,6 +87,7 @@ impl From<store::StoreError> for ApiError {
     fn from(error: store::StoreError) -> Self {
         match error {
             store::StoreError::Cursor { .. } => Self::bad_request(format!("cursor: {error}")),
+            error if error.is_unavailable() => store_unavailable(&error),
             _ => Self::internal(&error),
         }
     }
@@ -94,8 +95,19 @@ impl From<store::StoreError> for ApiError {
 
 impl From<audit::AuditError> for ApiError {
     fn from(error: audit::AuditError) -> Self {
-        Self::internal(&error)
+        match error {
+            audit::AuditError::Store(error) if error.is_unavailable() => store_unavailable(&error),
+            _ => Self::internal(&error),
+        }
     }
+}
+
+/// Answered to whatever would have had to be stored: nothing was changed, and a repeat may succeed.
+fn store_unavailable(error: &store::StoreError) -> ApiError {
+    tracing::error!(error = chain(error), "the store cannot be written to");
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        .with_code(code::STORE_UNAVAILABLE)
+        .retry_after(1)
 }
 
 impl From<SandboxError> for ApiError {
@@ -134,10 +146,17 @@ impl From<SandboxError> for ApiError {
             E::Limit(_) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, text).with_code(code::LIMIT).retry_after(1)
             }
+            E::Store(error) => error.into(),
             E::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1),
             E::InitUnreachable(_) => {
                 tracing::warn!(error = chain(&error), "a sandbox does not answer");
                 Self::new(StatusCode::BAD_GATEWAY, "the sandbox does not answer")
+            }
+            error if error.is_disk_full() => {
+                tracing::error!(error = chain(&error), "the disk is full");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "the disk of the daemon's data is full")
+                    .with_code(code::STORE_UNAVAILABLE)
+                    .retry_after(1)
             }
             error => Self::internal(&error),
         }

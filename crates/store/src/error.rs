@@ -90,6 +90,12 @@ pub enum StoreError {
         /// What was tried.
         action: &'static str,
     },
+    /// Another program keeps the database locked.
+    #[error("cannot {action}: another program keeps the database locked")]
+    Busy {
+        /// What was tried.
+        action: &'static str,
+    },
     /// A statement failed.
     #[error("cannot {action}")]
     Statement {
@@ -123,12 +129,20 @@ impl StoreError {
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
     }
+
+    /// Whether it is no fault of the request: there is no room on the disk, or another program keeps the database locked.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Busy { .. })
+    }
 }
 
 /// The result of a statement that was meant to `action`.
 pub(crate) fn doing(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
     move |source| match primary_code(&source) {
         Some(SQLITE_FULL) => StoreError::Full { action },
+        Some(SQLITE_BUSY) => StoreError::Busy { action },
+        // The one writing connection is waiting for that, and nobody gets it.
+        _ if matches!(source, sqlx::Error::PoolTimedOut) => StoreError::Busy { action },
         _ => StoreError::Statement { action, source },
     }
 }
@@ -144,6 +158,7 @@ pub(crate) fn opening(path: &Path, source: sqlx::Error) -> StoreError {
 }
 
 // Primary result codes, <https://sqlite.org/rescode.html>.
+const SQLITE_BUSY: u32 = 5;
 const SQLITE_CORRUPT: u32 = 11;
 const SQLITE_FULL: u32 = 13;
 const SQLITE_NOTADB: u32 = 26;

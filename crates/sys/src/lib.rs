@@ -6,6 +6,7 @@ pub mod net;
 pub mod netns;
 pub mod process;
 pub mod seccomp;
+pub mod spare;
 pub mod spawn;
 pub mod splice;
 pub mod udp;

@@ -52,6 +52,8 @@ pub(crate) struct FakeZone {
     pub(crate) successor: Mutex<Option<PolicySpec>>,
     pub(crate) no_sinks: AtomicBool,
     pub(crate) ipv6: AtomicBool,
+    /// The name at whose binding it panics, for the faults of the daemon.
+    pub(crate) panics: Mutex<Option<HostName>>,
     budget: Budget,
 }
 
@@ -78,6 +80,7 @@ impl FakeZone {
             successor: Mutex::default(),
             no_sinks: AtomicBool::new(false),
             ipv6: AtomicBool::new(false),
+            panics: Mutex::default(),
             budget: Budget::new(limits),
         })
     }
@@ -99,6 +102,7 @@ impl Zone for FakeZone {
         ttl: Duration,
         generation: u64,
     ) -> Result<(), BindRefused> {
+        assert!(self.panics.lock().as_ref() != Some(name), "on purpose, at {name}");
         if let Some(refused) = self.bind_results.lock().pop() {
             if let Some(spec) = self.successor.lock().take() {
                 let mut in_force = self.in_force.lock();

@@ -191,9 +191,20 @@ pub(crate) struct FakeEgress {
     /// The name that must not be looked up any more.
     pub(crate) over_limit: Mutex<Option<HostName>>,
     pub(crate) held: Arc<AtomicUsize>,
+    /// What it panics at, for the faults of the daemon.
+    pub(crate) panics: Mutex<Option<Panics>>,
     log: watch::Sender<Recorded>,
     /// Runs once, when the addresses of a name are asked for.
     pub(crate) meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+/// Where the double panics.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Panics {
+    /// When the addresses of this name are asked for: in the task of a connection.
+    Name(String),
+    /// When a binding is held: in the loop that accepts.
+    Hold,
 }
 
 #[derive(Clone, Default)]
@@ -210,6 +221,7 @@ impl FakeEgress {
             addresses: Mutex::default(),
             over_limit: Mutex::default(),
             held: Arc::default(),
+            panics: Mutex::default(),
             log: watch::Sender::default(),
             meanwhile: Mutex::default(),
         })
@@ -218,6 +230,10 @@ impl FakeEgress {
     pub(crate) fn resolve(&self, name: &str, addresses: &[&str]) {
         let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
         self.addresses.lock().insert(HostName::parse(name).unwrap(), addresses);
+    }
+
+    fn panic_at(&self, here: &Panics) {
+        assert!(self.panics.lock().as_ref() != Some(here), "on purpose, at {here:?}");
     }
 
     pub(crate) fn bind(&self, address: &str, name: &str) {
@@ -239,6 +255,7 @@ impl Egress for FakeEgress {
         if let Some(meanwhile) = self.meanwhile.lock().take() {
             meanwhile();
         }
+        self.panic_at(&Panics::Name(name.as_str().to_owned()));
         if self.over_limit.lock().as_ref() == Some(name) {
             let (decision, rule, reason) = (Decision::Deny, Rule::Default, Reason::DnsLabels);
             return Err(NoAddress::Refused(Verdict { decision, rule, reason }));
@@ -247,6 +264,7 @@ impl Egress for FakeEgress {
     }
 
     fn hold(&self, _: IpAddr) -> Hold {
+        self.panic_at(&Panics::Hold);
         self.held.fetch_add(1, Ordering::SeqCst);
         Hold::new(Held(self.held.clone()))
     }

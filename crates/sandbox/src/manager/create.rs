@@ -4,13 +4,15 @@ use std::{
     fs::File,
     io,
     os::fd::OwnedFd,
+    panic::AssertUnwindSafe,
     path::{Component, Path},
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use init_protocol::{Configure, READY};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use policy::Policy;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::json;
@@ -18,7 +20,9 @@ use store::SandboxRecord;
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::timeout};
 
 use super::{
-    Create, Manager, blocking, joined,
+    Create, Manager, blocking,
+    clock::Deadline,
+    joined,
     living::{HostState, Living, Parts, State},
     prepare::{self, Directory},
     shells::{ReadyShell, Slot},
@@ -79,7 +83,11 @@ impl Manager {
         self.inner.shells.unreserve(&slot.id);
         parts.first_id = Some(slot.first_id);
 
-        let built = self.build(&living, &mut parts, &request, policy, template, shell).await;
+        let building = self.build(&living, &mut parts, &request, policy, template, shell);
+        // Of a panic, too, nothing is to be left.
+        let built = AssertUnwindSafe(building).catch_unwind().await.unwrap_or_else(|_panic| {
+            Err(Fault::new("make", "the sandbox, for a fault of the daemon which its log tells").into())
+        });
         let result = match built {
             Ok(()) if living.advance(&[State::Creating], State::Running) => {
                 living.store(&config.store).await.map_err(SandboxError::from)
@@ -153,12 +161,7 @@ impl Manager {
         stored?;
         stop_if_ending(living)?;
 
-        living.update(|record| {
-            if let Some(mut host) = HostState::of(record) {
-                host.process = Some(shell.process.identity().clone());
-                record.host = host.to_value();
-            }
-        });
+        living.update_host(|host| host.process = Some(shell.process.identity().clone()));
         let plan = self.plan(&living.id, &template, request, &limits);
         parts.template = Some(template);
         let configure = Configure { sandbox_id: living.id.to_string(), envs: request.envs.clone() };
@@ -167,7 +170,7 @@ impl Manager {
 
         let started_at = Timestamp::now();
         living.update(|record| record.started_at = Some(started_at));
-        living.set_end(end_after(started_at, request.timeout));
+        living.set_end(Deadline::after(request.timeout));
         Ok(())
     }
 
@@ -230,6 +233,7 @@ impl Manager {
             policy: request.policy.clone(),
             cgroups: self.inner.hierarchies.groups_of(slot.id.as_str()),
             process: None,
+            ends: None,
         };
         SandboxRecord {
             id: slot.id.to_string(),
@@ -264,13 +268,6 @@ impl Manager {
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
-}
-
-/// When a time to live that begins at `start` is over; zero is never.
-pub(super) fn end_after(start: Timestamp, timeout: Duration) -> Option<Timestamp> {
-    let timeout = SignedDuration::try_from(timeout).unwrap_or(SignedDuration::MAX);
-    // Beyond the end of the calendar is never, too.
-    (!timeout.is_zero()).then(|| start.checked_add(timeout).ok()).flatten()
 }
 
 fn check_mounts(mounts: &[BindMount]) -> Result<(), SandboxError> {

@@ -2,13 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use gate::Broken;
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Manager, OnTimeout, blocking,
-    create::{chain, end_after},
+    clock::{Deadline, until},
+    create::chain,
     joined,
     living::{Living, Parts, State},
 };
@@ -31,13 +33,20 @@ pub(super) enum Reason {
     Died,
     /// It could not be taken over from an earlier daemon.
     Lost,
-    /// Its network does not do what its policy says.
-    Broken,
+    /// Its network was cut off.
+    Broken(Broken),
 }
 
 impl Reason {
     /// All of them.
-    pub(super) const ALL: [Self; 5] = [Self::Requested, Self::Timeout, Self::Died, Self::Lost, Self::Broken];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Requested,
+        Self::Timeout,
+        Self::Died,
+        Self::Lost,
+        Self::Broken(Broken::Rules),
+        Self::Broken(Broken::Service),
+    ];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -45,7 +54,8 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::Died => "init_died",
             Self::Lost => "lost",
-            Self::Broken => "rules_do_not_hold",
+            Self::Broken(Broken::Rules) => "rules_do_not_hold",
+            Self::Broken(Broken::Service) => "network_failed",
         }
     }
 }
@@ -83,7 +93,7 @@ impl Manager {
     ) -> Result<(), SandboxError> {
         let living = self.living(account, id).await?;
         living.update(|record| record.timeout_s = timeout.as_secs());
-        living.set_end(end_after(Timestamp::now(), timeout));
+        living.set_end(Deadline::after(timeout));
         Ok(living.store(&self.inner.config.store).await?)
     }
 
@@ -106,7 +116,7 @@ impl Manager {
         }
         blocking(move || cgroups.freeze(false)).await??;
         let lifetime = Duration::from_secs(living.record().timeout_s);
-        living.set_end(end_after(Timestamp::now(), lifetime));
+        living.set_end(Deadline::after(lifetime));
         living.store(&self.inner.config.store).await?;
         self.recorder(&living.record()).lifecycle("sandbox_resumed", json!({}));
         Ok(())
@@ -149,8 +159,8 @@ impl Manager {
                         manager.end_and_log(&living, Reason::Died).await;
                         return;
                     }
-                    () = &mut broken => {
-                        manager.end_and_log(&living, Reason::Broken).await;
+                    why = &mut broken => {
+                        manager.end_and_log(&living, Reason::Broken(why)).await;
                         return;
                     }
                     _ = end_at.changed() => {}
@@ -282,19 +292,5 @@ pub(super) async fn remove_groups(cgroups: &crate::cgroup::Cgroups) -> Result<()
             }
             other => return other,
         }
-    }
-}
-
-/// Waits for a moment of the calendar; without one, for ever.
-async fn until(end: Option<Timestamp>) {
-    let Some(end) = end else { return std::future::pending().await };
-    loop {
-        let left = end.duration_since(Timestamp::now());
-        let Ok(left) = Duration::try_from(left) else { return };
-        if left.is_zero() {
-            return;
-        }
-        // In portions: the clock of the calendar may be set, or the machine have slept.
-        sleep_until(Instant::now() + left.min(Duration::from_secs(60))).await;
     }
 }

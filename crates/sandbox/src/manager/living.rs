@@ -1,6 +1,6 @@
 //! A sandbox that has not ended, as the manager knows it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -10,6 +10,7 @@ use store::{SandboxRecord, Store, StoreError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::clock::{Deadline, Uptime, of_calendar};
 use crate::{
     cgroup::Cgroups,
     client::InitClient,
@@ -63,6 +64,9 @@ pub(super) struct HostState {
     /// Its init, once there is one.
     #[serde(default)]
     pub process: Option<ProcessIdentity>,
+    /// When its time is up, by the clock of the machine's start that its init belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<Uptime>,
 }
 
 /// The policy in force of a stored sandbox; `None` when its record says nothing that this version understands.
@@ -89,7 +93,7 @@ pub(super) struct Living {
     /// Set when somebody wants it to end; never taken back.
     pub ending: CancellationToken,
     /// When its time is up.
-    pub end_at: watch::Sender<Option<Timestamp>>,
+    pub end_at: watch::Sender<Option<Uptime>>,
     /// What is to be taken down when it ends. Held by whoever builds it up or takes it down.
     pub parts: tokio::sync::Mutex<Parts>,
     record: Mutex<SandboxRecord>,
@@ -111,7 +115,7 @@ pub(super) struct Parts {
 
 impl Living {
     pub(super) fn new(id: SandboxId, init: InitClient, record: SandboxRecord) -> Self {
-        let (end_at, _) = watch::channel(record.end_at);
+        let (end_at, _) = watch::channel(end_of(&record));
         Self {
             id,
             init,
@@ -158,13 +162,32 @@ impl Living {
     }
 
     /// Sets when its time is up, for whoever waits for that and for the record.
-    pub(super) fn set_end(&self, end_at: Option<Timestamp>) {
-        self.record.lock().end_at = end_at;
-        self.end_at.send_replace(end_at);
+    pub(super) fn set_end(&self, end: Option<Deadline>) {
+        self.update(|record| record.end_at = end.and_then(|end| end.calendar));
+        self.update_host(|host| host.ends = end.map(|end| end.at));
+        self.end_at.send_replace(end.map(|end| end.at));
+    }
+
+    /// Changes what the record says about where it runs.
+    pub(super) fn update_host(&self, change: impl FnOnce(&mut HostState)) {
+        let mut record = self.record.lock();
+        if let Some(mut host) = HostState::of(&record) {
+            change(&mut host);
+            record.host = host.to_value();
+        }
     }
 
     /// What the record says about where it runs.
     pub(super) fn host(&self) -> Option<HostState> {
         HostState::of(&self.record.lock())
     }
+}
+
+/// When the time of a recorded sandbox is up.
+fn end_of(record: &SandboxRecord) -> Option<Uptime> {
+    let recorded = HostState::of(record).and_then(|host| host.ends);
+    recorded.or_else(|| {
+        let timeout = Duration::from_secs(record.timeout_s);
+        record.end_at.map(|end| of_calendar(end, timeout, Timestamp::now(), Uptime::now()))
+    })
 }

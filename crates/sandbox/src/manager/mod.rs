@@ -1,5 +1,6 @@
 //! The manager: every sandbox of this machine, from its creation to the last trace of it.
 
+mod clock;
 mod create;
 mod end;
 mod gc;

@@ -95,12 +95,11 @@ impl Manager {
 
         let before = living.record();
         let generation = attachment.set_policy(policy).await.map_err(SandboxError::PolicyKept)?;
-        let new_host = HostState { policy: spec, ..host.clone() };
         living.update(|record| {
             record.generation = generation;
             record.spec = stored;
-            record.host = new_host.to_value();
         });
+        living.update_host(|host| host.policy = spec);
         if let Err(error) = living.store(&self.inner.config.store).await {
             return Err(self.take_back(living, attachment, &host, &before, error.into()).await);
         }
@@ -128,8 +127,8 @@ impl Manager {
                 living.update(|record| {
                     record.generation = generation;
                     record.spec = before.spec.clone();
-                    record.host = host.to_value();
                 });
+                living.update_host(|now| now.policy = host.policy.clone());
                 SandboxError::PolicyKept(cause)
             }
             Err(error) => {

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use init_protocol::{InitFrame, Request};
-use jiff::Timestamp;
 use policy::Policy;
 use serde_json::json;
 use store::{SandboxFilter, SandboxRecord};
@@ -11,6 +10,7 @@ use tokio::time::timeout;
 
 use super::{
     Manager,
+    clock::Uptime,
     create::chain,
     end::Reason,
     living::{HostState, Living, Parts, State},
@@ -72,7 +72,7 @@ impl Manager {
         }
         drop(parts);
         Counters::add(&self.inner.counters.adopted);
-        let away = living.record().end_at.is_some_and(|end| end <= Timestamp::now());
+        let away = living.end_at.borrow().is_some_and(|end| end <= Uptime::now());
         self.recorder(&living.record()).lifecycle("sandbox_adopted", json!({ "expired": away }));
         self.watch_over(living);
         Ok(())

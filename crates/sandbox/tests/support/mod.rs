@@ -54,7 +54,7 @@ impl Attachment for IsolatedAttachment {
         Box::pin(async { Ok(2) })
     }
 
-    fn broken(&self) -> BoxFuture<'static, ()> {
+    fn broken(&self) -> BoxFuture<'static, gate::Broken> {
         Box::pin(std::future::pending())
     }
 

@@ -1,0 +1,95 @@
+"""What tests see of, and do to, the machine behind the API: processes, descriptors, packet filters, the daemon."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+
+def processes_of(box: str) -> list[int]:
+    """The processes of a sandbox, as the machine numbers them."""
+    found = []
+    for process in pathlib.Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                text = (process / "cgroup").read_text()
+                # A group that is deleted has ended processes at most, which nobody has reaped.
+                if box in text and "(deleted)" not in text:
+                    found.append(int(process.name))
+            except OSError:
+                continue  # It ended meanwhile.
+    return found
+
+
+def process_of(box: str, argument: str) -> int:
+    """The process of a sandbox that is a Python program started with this argument."""
+    for process in processes_of(box):
+        words = pathlib.Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        if argument.encode() in words and b"python" in words[0]:
+            return process
+    raise LookupError(argument)
+
+
+def root_of(box: str) -> pathlib.Path:
+    """The root directory of a sandbox, as its processes see it."""
+    return pathlib.Path(f"/proc/{processes_of(box)[0]}/root")
+
+
+def traces(data: pathlib.Path, boxes: list[str]) -> dict[str, list[str]]:
+    """What there is of these sandboxes on the machine: directories, cgroups, mounts, processes."""
+
+    def of_them(text: str) -> bool:
+        return any(box in text for box in boxes)
+
+    processes = [str(process) for box in boxes for process in processes_of(box)]
+    return {
+        "cgroups": [str(path) for path in pathlib.Path("/sys/fs/cgroup").rglob("sbx-*") if of_them(path.name)],
+        "mounts": [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if of_them(line)],
+        "directories": [str(path) for path in data.rglob("sbx-*") if of_them(path.name)],
+        "processes": processes,
+    }
+
+
+def descriptors(process: int) -> set[int]:
+    """The numbers of a process's open descriptors."""
+    return {int(name) for name in os.listdir(f"/proc/{process}/fd")}
+
+
+#: Runs in a process of its own, because it changes its network namespace. Deletes every table in the namespace
+#: (a request to delete a table that names none), as `nft flush ruleset` does, in one transaction.
+_FLUSH = """
+import ctypes, os, socket, struct, sys
+
+NEWNET, NETFILTER, SUBSYSTEM, DELTABLE, REQUEST, ACK = 0x40000000, 12, 10, 2, 1, 4
+
+if ctypes.CDLL(None, use_errno=True).setns(os.open(sys.argv[1], os.O_RDONLY), NEWNET) != 0:
+    sys.exit(f"setns: {os.strerror(ctypes.get_errno())}")
+
+def message(kind, flags, sequence, family, resource):
+    return struct.pack("=IHHII", 20, kind, flags, sequence, 0) + struct.pack(">BBH", family, 0, resource)
+
+netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER)
+netlink.bind((0, 0))
+netlink.settimeout(5)
+begin, end = message(0x10, REQUEST, 1, 0, SUBSYSTEM), message(0x11, REQUEST, 3, 0, SUBSYSTEM)
+netlink.send(begin + message(SUBSYSTEM << 8 | DELTABLE, REQUEST | ACK, 2, 0, 0) + end)
+answer = netlink.recv(65536)
+code = struct.unpack("=i", answer[16:20])[0]
+sys.exit(f"deleting the tables: {os.strerror(-code)}" if code else 0)
+"""
+
+
+def flush_rules(namespace: str) -> None:
+    """Deletes all nftables rules in a network namespace, given by its path below /proc."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_FLUSH), namespace], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def flush_rules_of(box: str) -> None:
+    """Deletes all nftables rules in the network namespace of a sandbox."""
+    flush_rules(f"/proc/{processes_of(box)[0]}/ns/net")
