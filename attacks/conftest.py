@@ -32,6 +32,12 @@ def lab():
 
 
 @pytest.fixture
+def labs():
+    """For tests that need a lab of their own: the module with `Process` and `Lab`."""
+    return interop
+
+
+@pytest.fixture
 def sandbox(lab):
     """Makes sandboxes with the published client, and kills them afterwards."""
     yield from _factory()

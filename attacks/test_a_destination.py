@@ -161,7 +161,7 @@ def test_a26_nested_repetition_is_linear(lab, sandbox):
     assert world.bind(box, "allowed.test") == [ALLOWED]
 
 
-def test_a27_a49_a_name_with_a_port_is_permitted_on_that_port_only(lab, sandbox):
+def test_a27_b49_a_name_with_a_port_is_permitted_on_that_port_only(lab, sandbox):
     box = sandbox(network={"allow_out": ["allowed.test:443"]})
     world.bind(box, "allowed.test")
     ports = [443, 80, 8443, 22, 25, 53, 444]

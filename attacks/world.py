@@ -6,7 +6,11 @@ import contextlib
 import ipaddress
 import json
 import os
+import pathlib
 import struct
+import subprocess
+import sys
+import textwrap
 import time
 
 import probes
@@ -272,3 +276,70 @@ def block(lab, box, count: int = 1, kind: str = "egress_blocked", **expected) ->
     assert len(found) == 1 and found[0]["count"] == count, found
     assert found[0]["decision"] == "deny"
     return found[0]
+
+
+# ---- From outside
+
+
+def namespace(box) -> str:
+    """The network namespace of a sandbox, as a path. Only root on the machine can use it."""
+    for process in pathlib.Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                if box.sandbox_id in (process / "cgroup").read_text():
+                    path = process / "ns" / "net"
+                    if os.readlink(path) != os.readlink("/proc/self/ns/net"):
+                        return str(path)
+    raise AssertionError(f"there is no process of {box.sandbox_id}")
+
+
+def held_namespaces(process: str) -> list[str]:
+    """The network namespaces that a process (as a path below /proc) holds open: of the daemon, the uplink's too."""
+    found = {}
+    for path in pathlib.Path(process, "fd").iterdir():
+        with contextlib.suppress(OSError):
+            if (link := os.readlink(path)).startswith("net:["):
+                found[link] = str(path)
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def nested_network(outer: str):
+    """A namespace that is connected to another one by a bridge's worth of forwarding and address translation, like a
+    container's to its machine's; gives its path."""
+
+    def inside(place: str, *command: str) -> str:
+        done = subprocess.run(["nsenter", f"--net={place}", *command], check=True, timeout=30, capture_output=True, text=True)
+        return done.stdout
+
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "120"])
+    inner = f"/proc/{holder.pid}/ns/net"
+    try:
+        wait_for(lambda: os.readlink(inner) != os.readlink("/proc/self/ns/net"))
+        inside(outer, "ip", "link", "add", "nested0", "type", "veth", "peer", "name", "eth0", "netns", str(holder.pid))
+        inside(outer, "ip", "address", "add", "172.18.0.1/16", "dev", "nested0")
+        inside(outer, "ip", "link", "set", "nested0", "up")
+        inside(outer, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        # Not masquerading: the wire's address has the scope of the link, which that would not choose.
+        own = inside(outer, "ip", "-4", "route", "get", ALLOWED).split(" src ")[1].split()[0]
+        inside(outer, "nft", "add table ip nested; add chain ip nested out { type nat hook postrouting priority 100; }; "
+                             f"add rule ip nested out ip saddr 172.18.0.0/16 snat to {own}")
+        inside(inner, "ip", "link", "set", "lo", "up")
+        inside(inner, "ip", "address", "add", "172.18.0.2/16", "dev", "eth0")
+        inside(inner, "ip", "link", "set", "eth0", "up")
+        inside(inner, "ip", "route", "add", "default", "via", "172.18.0.1")
+        yield inner
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def privileged(namespace: str, body: str):
+    """Runs `body` (Python that ends with `say(...)`) inside a network namespace as root on the machine, with none of
+    a sandbox's confinement: for packets whose sockets a sandbox may not open. Gives what it said."""
+    program = probes._PRELUDE + textwrap.dedent(body)
+    done = subprocess.run(
+        ["nsenter", f"--net={namespace}", sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])

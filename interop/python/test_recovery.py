@@ -32,7 +32,7 @@ while True:
 """
 
 
-def test_nothing_passes_while_the_daemon_is_dead_and_the_next_one_adopts(fragile):
+def test_h163_nothing_passes_while_the_daemon_is_dead_and_the_next_one_adopts(fragile):
     process, lab = fragile
     box = create(lab, network={"allow_out": ["allowed.test"]})
     token = probes.canary()
@@ -60,8 +60,11 @@ def test_nothing_passes_while_the_daemon_is_dead_and_the_next_one_adopts(fragile
     command(lab, box, "getent ahostsv4 allowed.test")
     answer = command(lab, box, f"python3 -c \"import socket; socket.create_connection(('{ALLOWED}', 80), 5)\"")
     assert answer["exit_code"] == 0, answer
-    refused = command(lab, box, "python3 -c \"import socket; socket.create_connection(('185.199.109.66', 80), 5)\"")
+    refused = command(lab, box, "python3 -c \"import socket; socket.create_connection(('185.199.109.66', 4163), 5)\"")
     assert "ConnectionRefusedError" in refused["stderr"], refused
+    match = lambda events: [e for e in events if e["type"] == "egress_blocked" and e.get("port") == 4163]
+    [event] = match(lab.wait_for_events(box, match))
+    assert (event["address"], event["reason"], event["count"], event["generation"]) == ("185.199.109.66", "default_deny", 1, 1), event
 
 
 def test_a_timeout_is_kept_across_a_restart(fragile):

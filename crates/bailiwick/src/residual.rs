@@ -38,8 +38,11 @@ pub(crate) const RESIDUALS: &[Residual] = &[
         id: "permitted_host",
         title: "A permitted host that helps",
         applies: Applies::Always,
-        detail: "Whoever may talk to `api.github.com` can send it anything, also for somebody else's account. Content \
-                 inspection is not there yet; how many bytes go out can be [limited](concepts/limits.md).",
+        detail: "Whoever may talk to `api.github.com` can send it anything, also for somebody else's account: a host that \
+                 serves several tenants under one name is one host. What is said to it, it may pass on, be it a \
+                 redirector, a translator, an archive or a proxy (inside TLS one for datagrams, too). A redirection that \
+                 comes back is a new connection, and judged. Each connection is on record. Content inspection \
+                 is not there yet; how many bytes go out can be [limited](concepts/limits.md).",
         bounded_by: &["bytes_up", "bytes_total"],
     },
     Residual {
@@ -68,7 +71,8 @@ pub(crate) const RESIDUALS: &[Residual] = &[
         title: "Timing and traffic volume",
         applies: Applies::Always,
         detail: "When something goes to a permitted host, how often and how much, tells something to that host and to \
-                 whoever is on the way.",
+                 whoever is on the way; so does when a permitted name is looked up first. The number and the source port of \
+                 a query are the node's own, and a name that is cached is not asked for again.",
         bounded_by: &["flows_per_second", "flows_burst", "wire_flows_per_second", "wire_flows_burst"],
     },
     Residual {
@@ -90,7 +94,8 @@ pub(crate) const RESIDUALS: &[Residual] = &[
         id: "address_entries",
         title: "What goes to a permitted address",
         applies: Applies::Policies("with address entries, and open ones"),
-        detail: "The kernel forwards it without looking into it: any protocol, any name, tunnels included.",
+        detail: "The kernel forwards it without looking into it: any protocol, any name, tunnels included, and what a \
+                 proxy there is asked for.",
         bounded_by: &["wire_flows", "wire_flows_per_second", "wire_flows_burst"],
     },
     Residual {

@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 use hickory_proto::{
     op::{Message, MessageType, ResponseCode},
     rr::{Name, RData, Record, RecordType, rdata},
+    serialize::binary::BinEncodable,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,9 +14,11 @@ use tokio::{
 
 use crate::{
     log::Log,
-    zone::{Data, Zone},
+    zone::{Data, Stray, Zone},
 };
 
+/// The time to live of stray records in seconds: long, as somebody who wants to poison a cache would have it.
+const STRAY_TTL: u32 = 86_400;
 /// Longest chain of aliases that is followed.
 const MAX_ALIASES: usize = 8;
 
@@ -62,7 +65,7 @@ fn answer(query: &[u8], peer: SocketAddr, transport: &str, zone: &Zone, log: &Lo
     let question = query.queries.first()?.clone();
     let name = question.name.to_ascii().trim_end_matches('.').to_owned();
     log.line(&serde_json::json!({
-        "kind": "query", "name": name, "type": question.query_type.to_string(),
+        "kind": "query", "id": query.metadata.id, "name": name, "type": question.query_type.to_string(),
         "peer": peer.to_string(), "transport": transport,
     }));
     let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
@@ -76,6 +79,9 @@ fn answer(query: &[u8], peer: SocketAddr, transport: &str, zone: &Zone, log: &Lo
         }
         None => reply.metadata.response_code = ResponseCode::NXDomain,
     }
+    let strays = strays(zone, &name);
+    reply.add_answers(strays.clone());
+    reply.add_additionals(strays);
     reply.to_vec().ok()
 }
 
@@ -84,6 +90,17 @@ fn records(zone: &Zone, name: &Name, wanted: RecordType) -> Option<Vec<Record>> 
     let mut owner = name.clone();
     for _ in 0..MAX_ALIASES {
         let text = owner.to_ascii();
+        if let Some((apex, ttl, target)) = zone.moved(&text) {
+            // Both records, as RFC 6672 section 3.1 has it: the one that says so, and the alias that follows from it.
+            let below = text.trim_end_matches('.').strip_suffix(apex.as_str())?;
+            let alias = Name::from_ascii(format!("{below}{target}.")).ok()?;
+            let moved = rdata::NULL::with(Name::from_ascii(format!("{target}.")).ok()?.to_bytes().ok()?);
+            let moved = RData::Unknown { code: RecordType::DNAME, rdata: moved };
+            answers.push(Record::from_rdata(Name::from_ascii(format!("{apex}.")).ok()?, ttl, moved));
+            answers.push(Record::from_rdata(owner, ttl, RData::CNAME(rdata::CNAME(alias.clone()))));
+            owner = alias;
+            continue;
+        }
         let Some(found) = zone.lookup(&text) else {
             return if answers.is_empty() { None } else { Some(answers) };
         };
@@ -92,6 +109,8 @@ fn records(zone: &Zone, name: &Name, wanted: RecordType) -> Option<Vec<Record>> 
             let (kind, rdata) = match data {
                 Data::A(address) => (RecordType::A, RData::from(address)),
                 Data::Aaaa(address) => (RecordType::AAAA, RData::from(address)),
+                // Of the name itself nobody asks for it; below it, see above.
+                Data::Dname(_) => continue,
                 Data::Txt(text) => (RecordType::TXT, RData::TXT(rdata::TXT::new(vec![text]))),
                 Data::Cname(target) => {
                     let target = Name::from_ascii(format!("{target}.")).ok()?;
@@ -109,4 +128,13 @@ fn records(zone: &Zone, name: &Name, wanted: RecordType) -> Option<Vec<Record>> 
         }
     }
     Some(answers)
+}
+
+/// Records about other names that are added to an answer about `name`.
+fn strays(zone: &Zone, name: &str) -> Vec<Record> {
+    let record = |stray: &Stray| {
+        let owner = Name::from_ascii(format!("{}.", stray.owner)).ok()?;
+        Some(Record::from_rdata(owner, STRAY_TTL, RData::from(stray.address)))
+    };
+    zone.strays(name).iter().filter_map(record).collect()
 }

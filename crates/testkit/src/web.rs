@@ -16,7 +16,7 @@ use crate::log::Log;
 const SILENCE: Duration = Duration::from_secs(20);
 /// How much of what a client says is logged, a connection.
 const LOGGED: usize = 64 * 1024;
-/// Largest answer of `/bytes/N`.
+/// Largest answer of `/bytes/N`. Beside that path, `?redirect=URL` answers with 302 and this `Location`.
 const MAX_BYTES: usize = 64 << 20;
 
 /// One accepted connection of the world.
@@ -124,6 +124,14 @@ async fn respond(
     if let Some(count) = head.uri.path().strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok())
     {
         return Response::new(Full::new(Bytes::from(vec![b'b'; count.min(MAX_BYTES)])));
+    }
+    if let Some(to) = head.uri.query().and_then(|query| query.strip_prefix("redirect=")) {
+        let mut response = Response::new(Full::default());
+        if let Ok(to) = hyper::header::HeaderValue::from_str(to) {
+            *response.status_mut() = hyper::StatusCode::FOUND;
+            response.headers_mut().insert("location", to);
+        }
+        return response;
     }
     let answer = serde_json::json!({
         "server": "lab", "host": host, "sni": sni, "method": head.method.as_str(), "path": head.uri.path(),

@@ -21,14 +21,27 @@ pub enum Data {
     Aaaa(Ipv6Addr),
     /// Another name.
     Cname(String),
+    /// A whole subtree is elsewhere (RFC 6672): names below this one are looked for below the other.
+    Dname(String),
     /// A text.
     Txt(String),
+}
+
+/// An address record about another name than the one that was asked for, which a hostile server adds to its answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stray {
+    /// The name that it claims to be about.
+    pub(crate) owner: String,
+    /// The address.
+    pub(crate) address: IpAddr,
 }
 
 /// All records of one name.
 #[derive(Debug, Default)]
 struct Node {
     records: Vec<(u32, Data)>,
+    /// Added to the answer section and to the additional section of every answer.
+    strays: Vec<Stray>,
     /// Queries answered with one record at a time, in turn: a name server that rebinds.
     rotate: bool,
     turn: AtomicUsize,
@@ -36,9 +49,10 @@ struct Node {
 
 /// A set of names with their records.
 ///
-/// The text form has a line for each record, `NAME [TTL] TYPE VALUE`, where TYPE is `A`, `AAAA`, `CNAME` or `TXT`;
-/// `NAME ROTATE` makes the address records of a name come one at a time, in turn. `*.NAME` stands for every name
-/// below NAME that has no records of its own. `#` starts a comment.
+/// The text form has a line for each record, `NAME [TTL] TYPE VALUE`, where TYPE is `A`, `AAAA`, `CNAME`, `DNAME` or
+/// `TXT`; `NAME ROTATE` makes the address records of a name come one at a time, in turn; `NAME STRAY OTHER ADDRESS`
+/// adds an address of OTHER to every answer about NAME, where it has no business. `*.NAME` stands for every name below
+/// NAME that has no records of its own. `#` starts a comment.
 #[derive(Debug, Default)]
 pub struct Zone {
     nodes: BTreeMap<String, Node>,
@@ -85,6 +99,29 @@ impl Zone {
     }
 }
 
+impl Zone {
+    /// What the server of `name` adds to its answers about other names.
+    pub(crate) fn strays(&self, name: &str) -> &[Stray] {
+        self.nodes.get(&canonical(name)).map(|node| node.strays.as_slice()).unwrap_or_default()
+    }
+
+    /// If a name above `name` says that everything below it is elsewhere: that name, its time to live, and where.
+    pub(crate) fn moved(&self, name: &str) -> Option<(String, u32, String)> {
+        let name = canonical(name);
+        let mut rest = name.as_str();
+        while let Some((_, parent)) = rest.split_once('.') {
+            let records = self.nodes.get(parent).map(|node| node.records.as_slice()).unwrap_or_default();
+            for (ttl, data) in records {
+                if let Data::Dname(target) = data {
+                    return Some((parent.to_owned(), *ttl, target.clone()));
+                }
+            }
+            rest = parent;
+        }
+        None
+    }
+}
+
 impl FromStr for Zone {
     type Err = anyhow::Error;
 
@@ -117,7 +154,15 @@ impl Zone {
             "A" => Data::A(value.parse()?),
             "AAAA" => Data::Aaaa(value.parse()?),
             "CNAME" => Data::Cname(canonical(&value)),
+            "DNAME" => Data::Dname(canonical(&value)),
             "TXT" => Data::Txt(value),
+            "STRAY" => {
+                let (owner, address) =
+                    value.split_once(' ').context("a stray record is NAME STRAY OTHER ADDRESS")?;
+                let stray = Stray { owner: canonical(owner), address: address.parse()? };
+                self.nodes.entry(name).or_default().strays.push(stray);
+                return Ok(());
+            }
             "ROTATE" => {
                 self.nodes.entry(name).or_default().rotate = true;
                 return Ok(());
@@ -151,6 +196,17 @@ mod tests {
         let zone: Zone = "*.allowed.test A 203.0.113.7".parse().unwrap();
         assert!(zone.lookup("a.b.allowed.test").is_some());
         assert!(zone.lookup("allowed.test").is_none());
+    }
+
+    #[test]
+    fn a_subtree_that_moved_and_stray_records_are_read() {
+        let zone: Zone = "old.test 30 DNAME new.test\nx.test A 203.0.113.1\nx.test STRAY y.test 203.0.113.2"
+            .parse()
+            .unwrap();
+        assert_eq!(zone.moved("a.b.old.test"), Some(("old.test".to_owned(), 30, "new.test".to_owned())));
+        assert_eq!(zone.moved("old.test"), None, "the name itself stays where it is");
+        assert_eq!(zone.strays("X.test").len(), 1);
+        assert_eq!(zone.lookup("x.test").map(|records| records.len()), Some(1));
     }
 
     #[test]
