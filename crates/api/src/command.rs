@@ -98,3 +98,16 @@ pub struct StdinData {
     /// The text.
     pub data: String,
 }
+
+/// A piece of a command's output, as an event of its stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct StreamedOutput {
+    /// `stdout` or `stderr`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The same, under the name that the API's documentation uses.
+    pub stream: &'static str,
+    /// Text: a line with its line feed, or a part of a line. For clients that put line feeds between the pieces
+    /// themselves (`python-httpx`) it is always a line without its line feed.
+    pub data: String,
+}

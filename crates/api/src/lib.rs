@@ -21,7 +21,7 @@ mod security;
 mod time;
 
 pub use audit::{AuditEvent, AuditPage, AuditRule};
-pub use command::{Command, CommandExit, CommandStarted, Killed, RunCommand, StdinData};
+pub use command::{Command, CommandExit, CommandStarted, Killed, RunCommand, StdinData, StreamedOutput};
 pub use error::{ErrorBody, FieldError, code};
 pub use file::{
     Entry, EntryKind, Exists, MadeDirectory, MakeDirectory, Removed, Rename, WriteFile, WriteFiles, Written,

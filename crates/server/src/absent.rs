@@ -28,7 +28,6 @@ const ROUTES: &[(MethodFilter, &str, &str)] = &[
     (DELETE, "/sandboxes/{id}/snapshots/{snapshot}", "snapshots"),
     (POST, "/sandboxes/{id}/restore", "snapshots"),
     (GET, "/snapshots", "snapshots"),
-    (POST, "/sandboxes/{id}/commands/stream", "streaming of a command's output"),
     (POST, "/sandboxes/{id}/files/watch", "watching a directory"),
     (POST, "/sandboxes/{id}/pty", "terminals"),
     (PATCH.or(DELETE), "/sandboxes/{id}/pty/{pid}", "terminals"),

@@ -25,6 +25,8 @@ mod refused_body;
 mod request;
 mod routes;
 mod sandboxes;
+mod sse;
+mod text;
 mod trace;
 
 use std::sync::Arc;
@@ -34,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use listen::{ServeConfig, ServeError, Server, TlsFiles};
 pub use routes::{openapi, router};
-pub use sandboxes::{Content, Doing, Files, Sandboxes, Source};
+pub use sandboxes::{CommandEvents, Content, Doing, Files, Sandboxes, Source};
 
 /// What the routes work with.
 #[derive(Clone)]

@@ -9,7 +9,7 @@ use sandbox::{
 };
 use store::SandboxRecord;
 
-use crate::sandboxes::{Content, Doing, Files, Sandboxes, Source};
+use crate::sandboxes::{CommandEvents, Content, Doing, Files, Sandboxes, Source};
 
 impl Sandboxes for Manager {
     fn stats(&self) -> Stats {
@@ -63,6 +63,21 @@ impl Sandboxes for Manager {
 
     fn exec<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, Output> {
         Box::pin(self.exec(account, id, exec))
+    }
+
+    fn exec_streaming<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        exec: Exec,
+    ) -> Doing<'a, CommandEvents> {
+        Box::pin(async move {
+            let command = self.exec_streaming(account, id, exec).await?;
+            let events = stream::try_unfold(command, async |mut command| {
+                Ok::<_, SandboxError>(command.next().await?.map(|event| (event, command)))
+            });
+            Ok(Box::pin(events) as CommandEvents)
+        })
     }
 
     fn spawn<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, u32> {

@@ -8,8 +8,8 @@ use std::{pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures_util::Stream;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, Output, PolicyChange, SandboxError, SandboxId, Stats,
-    WriteInfo, cgroup::Usage,
+    CommandEvent, CommandInfo, Create, Entry, Exec, Filter, Output, PolicyChange, SandboxError, SandboxId,
+    Stats, WriteInfo, cgroup::Usage,
 };
 use store::SandboxRecord;
 use tokio::io::AsyncRead;
@@ -20,6 +20,9 @@ pub type Doing<'a, T> = Pin<Box<dyn Future<Output = Result<T, SandboxError>> + S
 pub type Source = Pin<Box<dyn AsyncRead + Send>>;
 /// What is in a file.
 pub type Content = Pin<Box<dyn Stream<Item = Result<Bytes, SandboxError>> + Send>>;
+
+/// What a command does, in order; its last is its exit. Dropping it kills the command.
+pub type CommandEvents = Pin<Box<dyn Stream<Item = Result<CommandEvent, SandboxError>> + Send>>;
 
 /// Sandboxes of all accounts. Each call names the account; what belongs to another is not found.
 pub trait Sandboxes: Send + Sync + 'static {
@@ -52,6 +55,13 @@ pub trait Sandboxes: Send + Sync + 'static {
     fn usage<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Usage>;
     /// Runs a command to its end. Dropping the future kills it.
     fn exec<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, Output>;
+    /// Starts a command whose output arrives as it is written.
+    fn exec_streaming<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        exec: Exec,
+    ) -> Doing<'a, CommandEvents>;
     /// Starts a command and answers with its process id.
     fn spawn<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, u32>;
     /// Waits for the end of a command that was started.

@@ -44,6 +44,95 @@ async fn a_command_runs_to_its_end_and_any_exit_code_is_200() {
     }
 }
 
+/// The events of an answer: name and data.
+fn events(bytes: &[u8]) -> Vec<(String, serde_json::Value)> {
+    let text = std::str::from_utf8(bytes).unwrap();
+    let event = |event: &str| {
+        let (name, data) = event.split_once('\n').unwrap();
+        let data = data.strip_prefix("data: ").unwrap();
+        (name.strip_prefix("event: ").unwrap().to_owned(), serde_json::from_str(data).unwrap())
+    };
+    text.strip_suffix("\n\n").unwrap().split("\n\n").map(event).collect()
+}
+
+#[tokio::test]
+async fn output_is_streamed_in_order_for_both_kinds_of_readers_and_ends_with_the_exit() {
+    let lab = Lab::new().await;
+    let path = format!("/sandboxes/{}/commands/stream", lab.sandbox().await);
+    let output = |stream: &str, data: &str| {
+        ("output".to_owned(), json!({"type": stream, "stream": stream, "data": data}))
+    };
+    let exit = |code: i32| ("exit".to_owned(), json!({"exit_code": code}));
+    let mut asked = request("POST", &path, &lab.alice, json!({"cmd": "both", "stream": true}));
+    let exact = lab.send(asked).await;
+    assert_eq!(
+        (exact.status.as_u16(), &exact.headers["content-type"]),
+        (200, &"text/event-stream".parse().unwrap())
+    );
+    assert_eq!(
+        events(&exact.bytes),
+        [
+            output("stdout", "one\n"),
+            output("stdout", "tw"),
+            output("stderr", "oh\n"),
+            output("stdout", "o\n"),
+            output("stdout", "\u{fffd}"),
+            output("stdout", "\u{fffd}"),
+            exit(3)
+        ]
+    );
+    asked = request("POST", &path, &lab.alice, json!({"cmd": "both"}));
+    asked.headers_mut().insert("user-agent", "python-httpx/0.28.1".parse().unwrap());
+    assert_eq!(
+        events(&lab.send(asked).await.bytes),
+        [
+            output("stdout", "one"),
+            output("stderr", "oh"),
+            output("stdout", "two"),
+            output("stdout", "\u{fffd}\u{fffd}"),
+            exit(3)
+        ]
+    );
+    let late = lab.alice("POST", &path, json!({"cmd": "timeout", "timeout": 1})).await;
+    assert_eq!(events(&late.bytes), [output("stdout", "some"), output("stderr", "timeout"), exit(124)]);
+    let lost = lab.alice("POST", &path, json!({"cmd": "lost"})).await;
+    let error = ("error".to_owned(), json!({"error": "the sandbox does not answer"}));
+    assert_eq!(events(&lost.bytes), [output("stdout", "some"), error, exit(1)]);
+}
+
+#[tokio::test]
+async fn what_fails_before_a_stream_begins_is_an_answer_with_its_status() {
+    let lab = Lab::new().await;
+    let id = lab.sandbox().await;
+    let path = format!("/sandboxes/{id}/commands/stream");
+    for (body, field) in [
+        (json!({}), "cmd"),
+        (json!({"cmd": "e\u{0}"}), "cmd: "),
+        (json!({"cmd": "both", "timeout": -1}), "timeout: "),
+        (json!({"cmd": "both", "background": true}), "background: "),
+    ] {
+        let (message, _) = lab.alice("POST", &path, &body).await.error(400);
+        assert!(message.contains(field), "{message}");
+    }
+    lab.bob("POST", &path, json!({"cmd": "both"})).await.error(404);
+    lab.alice("POST", &path, json!({"cmd": "nothing"})).await.error(502);
+    lab.fake.set_state(&id, "paused");
+    lab.alice("POST", &path, json!({"cmd": "both"})).await.error(409);
+    lab.fake.set_state(&id, "killed");
+    lab.alice("POST", &path, json!({"cmd": "both"})).await.error(410);
+}
+
+#[tokio::test]
+async fn a_streamed_command_ends_with_its_reader() {
+    let lab = Lab::new().await;
+    let path = format!("/sandboxes/{}/commands/stream", lab.sandbox().await);
+    let asked = request("POST", &path, &lab.alice, json!({"cmd": "hang"}));
+    let response = tower::ServiceExt::oneshot(lab.router.clone(), asked).await.unwrap();
+    assert_eq!(lab.fake.running.load(std::sync::atomic::Ordering::SeqCst), 1);
+    drop(response);
+    assert_eq!(lab.fake.running.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
+
 #[tokio::test]
 async fn everything_about_a_command_arrives_with_its_default() {
     let lab = Lab::new().await;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The exit code of a command whose time was over, as `timeout(1)` has it.
-const TIMED_OUT: i32 = 124;
+pub(super) const TIMED_OUT: i32 = 124;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -54,15 +54,9 @@ async fn run(
     JsonBody(command): JsonBody<RunCommand>,
 ) -> Result<Response, ApiError> {
     command.check()?;
-    let exec = Exec {
-        command: command.cmd,
-        user: command.user.filter(|user| !user.is_empty()),
-        envs: command.envs,
-        cwd: command.cwd.filter(|cwd| !cwd.is_empty()),
-        stdin: command.stdin,
-        timeout: command.timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero()),
-    };
-    if command.background {
+    let background = command.background;
+    let exec = exec(command);
+    if background {
         let pid = app.sandboxes.spawn(&caller.account, &id, exec).await?;
         return Ok(Json(CommandStarted { pid }).into_response());
     }
@@ -188,6 +182,18 @@ async fn close_stdin(
 ) -> Result<Json<Acknowledged>, ApiError> {
     app.sandboxes.close_stdin(&caller.account, &id, pid).await?;
     Ok(Json(Acknowledged { ok: true }))
+}
+
+/// The command that a request asks for.
+pub(super) fn exec(command: RunCommand) -> Exec {
+    Exec {
+        command: command.cmd,
+        user: command.user.filter(|user| !user.is_empty()),
+        envs: command.envs,
+        cwd: command.cwd.filter(|cwd| !cwd.is_empty()),
+        stdin: command.stdin,
+        timeout: command.timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero()),
+    }
 }
 
 /// What is told of an end. Text that is not UTF-8 cannot be put into JSON; it is replaced.

@@ -1,6 +1,7 @@
 //! The routes and their OpenAPI document.
 
 mod audit;
+mod command_stream;
 mod commands;
 mod files;
 mod meta;
@@ -56,6 +57,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(sandboxes::routes())
         .merge(network::routes())
         .merge(commands::routes())
+        .merge(command_stream::routes())
         .merge(files::routes())
         .merge(audit::routes())
         .merge(metrics::routes())

@@ -14,10 +14,10 @@ use futures_util::stream;
 use jiff::Timestamp;
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
-    ChangedBy, CommandInfo, Create, Entry, EntryKind, Exec, Filter, Output, PolicyChange, SandboxError,
-    SandboxId, Stats, WriteInfo, cgroup::Usage,
+    ChangedBy, CommandEvent, CommandInfo, Create, Entry, EntryKind, Exec, ExitStatus, Filter, Output,
+    PolicyChange, SandboxError, SandboxId, Stats, WriteInfo, cgroup::Usage,
 };
-use server::{Content, Doing, Files, Sandboxes, Source};
+use server::{CommandEvents, Content, Doing, Files, Sandboxes, Source};
 use store::{SandboxRecord, Store};
 use tokio::{io::AsyncReadExt, sync::Notify};
 
@@ -274,6 +274,40 @@ impl Sandboxes for Fake {
                 "lost" => Err(SandboxError::InitUnreachable("gone".to_owned())),
                 other => panic!("no such command: {other}"),
             }
+        })
+    }
+
+    fn exec_streaming<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        exec: Exec,
+    ) -> Doing<'a, CommandEvents> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            self.ran.lock().unwrap().push(exec.clone());
+            let exit = |exit_code, timed_out| Ok(CommandEvent::Exit(ExitStatus { exit_code, timed_out }));
+            let stdout = |text: &'static [u8]| Ok(CommandEvent::Stdout(Bytes::from_static(text)));
+            let events = match exec.command.as_str() {
+                "both" => vec![
+                    stdout(b"one\ntw"),
+                    Ok(CommandEvent::Stderr(Bytes::from_static(b"oh\n"))),
+                    stdout(b"o\n\xff\xc3"),
+                    exit(3, false),
+                ],
+                "timeout" => vec![stdout(b"some"), exit(137, true)],
+                "lost" => vec![stdout(b"some"), Err(SandboxError::InitUnreachable("gone".to_owned()))],
+                "hang" => {
+                    let running = Running::new(self);
+                    let hang = stream::once(async move {
+                        let _running = running;
+                        std::future::pending().await
+                    });
+                    return Ok(Box::pin(hang) as CommandEvents);
+                }
+                _ => return Err(SandboxError::InitUnreachable("no such word".to_owned())),
+            };
+            Ok(Box::pin(stream::iter(events)) as CommandEvents)
         })
     }
 

@@ -1,0 +1,101 @@
+//! Answers as a stream of events (`text/event-stream`), in the form that every published reader understands.
+//!
+//! The strictest rules of all of them together: lines end with a line feed, a field's name is followed by exactly
+//! one space, an event has one `event` and one `data` line and ends with an empty line. Some readers take every
+//! character that Unicode calls a line separator for the end of a line, so JSON has those escaped. Nothing is
+//! compressed, and each part is sent as soon as it is there.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    body::Body,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use serde::Serialize;
+
+/// How long nothing may be sent before a comment is: readers give up after 60 seconds of silence, some proxies
+/// after 30.
+const QUIET: Duration = Duration::from_secs(15);
+
+/// A comment, which every reader skips.
+const PING: &[u8] = b": ping\n\n";
+
+/// Answers with events until there are no more, then ends. Dropping the response, which is what happens when the
+/// client is gone, drops `events`. They are asked for only as fast as the client reads.
+pub(crate) fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let body = stream::unfold(Box::pin(events), |mut events| async {
+        match tokio::time::timeout(QUIET, events.next()).await {
+            Err(_) => Some((Ok::<_, Infallible>(Bytes::from_static(PING)), events)),
+            Ok(part) => part.map(|part| (Ok(part), events)),
+        }
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // Proxies of one widespread kind collect answers before they pass them on, unless told not to.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(body)).into_response()
+}
+
+/// Appends an event.
+pub(crate) fn event(to: &mut Vec<u8>, name: &str, data: &impl Serialize) {
+    let json = serde_json::to_string(data).expect("strings and numbers are always JSON");
+    to.extend_from_slice(b"event: ");
+    to.extend_from_slice(name.as_bytes());
+    to.extend_from_slice(b"\ndata: ");
+    for character in json.chars() {
+        match character {
+            '\u{85}' => to.extend_from_slice(b"\\u0085"),
+            '\u{2028}' => to.extend_from_slice(b"\\u2028"),
+            '\u{2029}' => to.extend_from_slice(b"\\u2029"),
+            other => to.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    to.extend_from_slice(b"\n\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[test]
+    fn no_text_can_end_a_line_or_an_event() {
+        let text: String = (0..=0x2100).filter_map(char::from_u32).collect();
+        let mut bytes = Vec::new();
+        event(&mut bytes, "output", &json!({ "data": text }));
+        let line = bytes.strip_prefix(b"event: output\ndata: ").and_then(|rest| rest.strip_suffix(b"\n\n"));
+        let line = std::str::from_utf8(line.expect("one event")).expect("text");
+        assert!(
+            !line.contains(|c: char| c < ' ' || ['\u{85}', '\u{2028}', '\u{2029}'].contains(&c)),
+            "{line}"
+        );
+        let back: Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(back["data"], text.as_str());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_stream_sends_comments_and_ends_with_its_events() {
+        let events = stream::once(async {
+            sleep(Duration::from_secs(100)).await;
+            Bytes::from_static(b"event: exit\ndata: {}\n\n")
+        });
+        let response = respond(events);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        let (mut body, mut last, mut all) = (response.into_body(), Instant::now(), Vec::new());
+        while let Some(frame) = body.frame().await {
+            assert!(last.elapsed() < Duration::from_secs(30));
+            last = Instant::now();
+            all.extend_from_slice(&frame.expect("a frame").into_data().expect("data"));
+        }
+        let text = String::from_utf8(all).expect("text");
+        assert_eq!(text, format!("{}event: exit\ndata: {{}}\n\n", ": ping\n\n".repeat(6)));
+    }
+}

@@ -1,0 +1,115 @@
+//! Output of a program as text, in pieces: what arrives is cut anywhere, a character may not be.
+
+/// How readers put the pieces together again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Joined {
+    /// One after the other: pieces have their line feeds, and a line that is not complete is passed on.
+    Exactly,
+    /// With a line feed between each two: a piece is a line without its line feed, passed on when it is complete.
+    WithLineFeeds,
+}
+
+/// Longest line that is waited for, in bytes; a longer one becomes several pieces.
+const LONGEST_LINE: usize = 256 << 10;
+
+/// One output stream of a program, on its way to a reader.
+#[derive(Debug)]
+pub(crate) struct Text {
+    joined: Joined,
+    held: Vec<u8>,
+}
+
+impl Text {
+    pub(crate) fn new(joined: Joined) -> Self {
+        Self { joined, held: Vec::new() }
+    }
+
+    /// Takes what arrived, and gives the pieces that are complete. What is not UTF-8 is replaced.
+    pub(crate) fn push(&mut self, data: &[u8]) -> Vec<String> {
+        self.held.extend_from_slice(data);
+        let mut pieces = Vec::new();
+        let mut rest = self.held.as_slice();
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            let (line, after) = rest.split_at(end + 1);
+            pieces.push(self.piece(line));
+            rest = after;
+        }
+        if self.joined == Joined::Exactly || rest.len() > LONGEST_LINE {
+            let (whole, part) = rest.split_at(rest.len() - unfinished(rest));
+            if !whole.is_empty() {
+                pieces.push(self.piece(whole));
+            }
+            rest = part;
+        }
+        self.held = rest.to_vec();
+        pieces
+    }
+
+    /// What is left when the program has ended.
+    pub(crate) fn end(&mut self) -> Option<String> {
+        let held = std::mem::take(&mut self.held);
+        (!held.is_empty()).then(|| self.piece(&held))
+    }
+
+    fn piece(&self, bytes: &[u8]) -> String {
+        let bytes = match self.joined {
+            Joined::Exactly => bytes,
+            Joined::WithLineFeeds => bytes.strip_suffix(b"\n").unwrap_or(bytes),
+        };
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+}
+
+/// How many bytes at the end are the beginning of a character.
+fn unfinished(bytes: &[u8]) -> usize {
+    let begins = |tail: &&[u8]| matches!(std::str::from_utf8(tail), Err(e) if e.valid_up_to() == 0 && e.error_len().is_none());
+    let tails = (1..=3).filter_map(|length| bytes.get(bytes.len().checked_sub(length)?..));
+    tails.filter(begins).map(<[u8]>::len).next().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(joined: Joined, parts: &[&[u8]]) -> Vec<String> {
+        let mut text = Text::new(joined);
+        let mut all: Vec<String> = parts.iter().flat_map(|part| text.push(part)).collect();
+        all.extend(text.end());
+        all
+    }
+
+    #[test]
+    fn lines_are_pieces_and_an_unfinished_one_waits_only_where_it_must() {
+        let parts: [&[u8]; 4] = [b"a\n\nb", b"c", b"\nd", b"e"];
+        assert_eq!(pieces(Joined::Exactly, &parts), ["a\n", "\n", "b", "c", "\n", "d", "e"]);
+        assert_eq!(pieces(Joined::WithLineFeeds, &parts), ["a", "", "bc", "de"]);
+    }
+
+    #[test]
+    fn no_cut_changes_the_text() {
+        let text = "ä€\u{1f600}\nx\u{2028}y\n".as_bytes();
+        let invalid = b"\xff\xc3(\xe2\x82\n\xf0\x9f";
+        for whole in [text, invalid] {
+            let expected = String::from_utf8_lossy(whole);
+            for first in 0..=whole.len() {
+                for second in first..=whole.len() {
+                    let parts = [&whole[..first], &whole[first..second], &whole[second..]];
+                    assert_eq!(pieces(Joined::Exactly, &parts).concat(), expected, "{first} {second}");
+                    let lines = pieces(Joined::WithLineFeeds, &parts).join("\n");
+                    assert_eq!(lines, expected.strip_suffix('\n').unwrap_or(&expected), "{first} {second}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_does_not_fill_the_memory() {
+        let mut text = Text::new(Joined::WithLineFeeds);
+        let mut given = 0;
+        for _ in 0..100 {
+            given += text.push(&[b'x'; 64 << 10]).iter().map(String::len).sum::<usize>();
+            assert!(text.held.len() <= LONGEST_LINE);
+        }
+        assert_eq!(given + text.end().map_or(0, |rest| rest.len()), 100 * (64 << 10));
+    }
+}
