@@ -49,7 +49,7 @@ def test_unknown_and_killed_sandboxes_say_so(lab, sandbox):
 
 def test_what_is_not_there_yet_says_so(lab, sandbox):
     box = sandbox()
-    for method, path in [("POST", "pty"), ("POST", "snapshot"), ("POST", "stdio")]:
+    for method, path in [("POST", "snapshot"), ("POST", "restore")]:
         status, answer = lab.request(method, f"/sandboxes/{box.sandbox_id}/{path}", {})
         assert (status, answer["code"]) == (501, "not_implemented"), (path, answer)
 

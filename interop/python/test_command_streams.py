@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import threading
-import time
-import urllib.parse
 
 import conftest
 import probes
+import streams
+from streams import events
 
 
 def opened(lab, box, command: str, **fields):
-    """A stream as it comes, for readers that are not the published client: (connection, response)."""
-    at = urllib.parse.urlsplit(lab.api)
-    connection = http.client.HTTPConnection(at.hostname, at.port, timeout=60)
-    body = json.dumps({"cmd": command, "stream": True, **fields})
-    headers = {"X-API-Key": lab.key, "Content-Type": "application/json"}
-    connection.request("POST", f"/sandboxes/{box.sandbox_id}/commands/stream", body, headers)
-    return connection, connection.getresponse()
-
-
-def events(response):
-    """The events of a stream, one by one, under the strictest reading of the format."""
-    name = None
-    for line in response:
-        line = line.decode().removesuffix("\n")
-        assert not line.endswith("\r"), line
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            yield name, json.loads(line.removeprefix("data: "))
-        else:
-            assert line == "" or line.startswith(": "), line
+    body = {"cmd": command, "stream": True, **fields}
+    return streams.opened(lab, "POST", f"/sandboxes/{box.sandbox_id}/commands/stream", body)
 
 
 def text(found, stream: str) -> str:
@@ -43,11 +22,8 @@ def text(found, stream: str) -> str:
 
 def until_gone(box, marker: str) -> None:
     """Waits until no process of the sandbox has `marker` in its command line."""
-    deadline = time.monotonic() + conftest.PATIENCE
     look = f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c '{marker[:-1]}[{marker[-1]}]' || true"
-    while box.commands.run(look).stdout.strip() != "0":
-        assert time.monotonic() < deadline, f"{marker} is still there"
-        time.sleep(0.02)
+    streams.eventually(f"{marker} is gone", lambda: box.commands.run(look).stdout.strip() == "0")
 
 
 def test_the_client_gets_lines_in_order_and_the_exit_code(sandbox):

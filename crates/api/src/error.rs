@@ -21,6 +21,8 @@ pub mod code {
     pub const POLICY_KEPT: &str = "policy_kept";
     /// 403: a ratchet token opens nothing but the policy of its sandbox.
     pub const RATCHET_ONLY: &str = "ratchet_only";
+    /// 409: the sandbox was started by an older version of the server, which did not have this.
+    pub const SANDBOX_TOO_OLD: &str = "sandbox_too_old";
     /// 409: the sandbox is paused.
     pub const SANDBOX_PAUSED: &str = "sandbox_paused";
     /// 409: the sandbox is not ready yet.

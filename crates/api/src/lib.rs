@@ -18,6 +18,7 @@ mod network;
 mod ratchet;
 mod sandbox;
 mod security;
+mod session;
 mod time;
 
 pub use audit::{AuditEvent, AuditPage, AuditRule};
@@ -35,4 +36,5 @@ pub use sandbox::{
     OnTimeout, Queued, Running, Sandbox, SandboxList, SandboxState, SetTimeout, VolumeAttachment,
 };
 pub use security::{Security, SecurityPolicy};
+pub use session::{EncodedData, OpenPty, OutputPiece, PtySize, ResizePty, StartStdio, StdioStarted};
 pub use time::Timestamp;

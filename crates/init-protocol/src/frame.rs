@@ -10,11 +10,14 @@ use serde_bytes::ByteBuf;
 pub struct Hello {
     /// The sender's [`VERSION`](crate::VERSION).
     pub version: u16,
+    /// The sender's [`REVISION`](crate::REVISION). Builds from before there was one do not say it: 0.
+    #[serde(default)]
+    pub revision: u16,
 }
 
 impl Hello {
     /// The greeting of this build.
-    pub const CURRENT: Self = Self { version: crate::VERSION };
+    pub const CURRENT: Self = Self { version: crate::VERSION, revision: crate::REVISION };
 }
 
 /// What init needs before it can serve: the one frame on [`BOOT_FD`](crate::BOOT_FD).
@@ -86,10 +89,28 @@ pub enum Request {
         /// What to write; `Done` is sent when the pipe has taken all of it.
         data: ByteBuf,
     },
-    /// End of file on the standard input of a running command. Closing it twice is no failure.
+    /// End of file on the standard input of a command. Closing it twice is no failure, nor closing that of a session
+    /// that has ended and is remembered.
     CloseStdin {
         /// Pid from [`InitFrame::Started`].
         pid: u32,
+    },
+    /// Starts a command in the background whose output is kept in order, both streams together, for those who
+    /// follow it. Since revision 1.
+    Session(Session),
+    /// Follows the output of a session until its end. Several can at a time. Since revision 1.
+    Follow {
+        /// Pid from [`InitFrame::Started`].
+        pid: u32,
+        /// Where to begin.
+        from: FollowFrom,
+    },
+    /// Sets the size of a session's terminal; its programs are told (SIGWINCH). Since revision 1.
+    Resize {
+        /// Pid from [`InitFrame::Started`].
+        pid: u32,
+        /// The new size.
+        size: TerminalSize,
     },
     /// Reads a regular file.
     Read(Target),
@@ -126,6 +147,16 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The lowest [`REVISION`](crate::REVISION) of an init that knows this request.
+    pub fn revision(&self) -> u16 {
+        match self {
+            Self::Session(_) | Self::Follow { .. } | Self::Resize { .. } => 1,
+            _ => 0,
+        }
+    }
+}
+
 /// A path, and the user with whose rights it is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
@@ -154,6 +185,37 @@ pub struct Exec {
     pub background: bool,
 }
 
+/// A command to start as a session. Its output is kept up to [`KEPT_SESSION`](crate::KEPT_SESSION) bytes (of a
+/// terminal: [`KEPT_TERMINAL`](crate::KEPT_TERMINAL)). When that is full, the oldest goes if somebody who follows has
+/// taken it, or if nobody follows; otherwise the command waits, as for a pipe that nobody reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// The command. `stdin` and `background` are as if they were set.
+    pub exec: Exec,
+    /// A terminal of this size as its input and output; `None` is three pipes.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+/// Where to begin following a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FollowFrom {
+    /// Of a session with pipes: after the piece with this number; 0 is the beginning.
+    Piece(u64),
+    /// Of a session with a terminal: with what is put out from now on; and where nobody follows, with what was put
+    /// out since the last one who followed left.
+    Now,
+}
+
 /// Frames from init.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -162,7 +224,7 @@ pub enum InitFrame {
     Hello(Hello),
     /// The operation failed; last frame.
     Failed(Failure),
-    /// The command runs.
+    /// The command runs, or the session is there.
     Started {
         /// Its process id inside the sandbox, also that of its session and process group.
         pid: u32,
@@ -170,6 +232,16 @@ pub enum InitFrame {
     /// The command wrote something.
     Output {
         /// Where.
+        stream: Stream,
+        /// At most [`MAX_CHUNK`](crate::MAX_CHUNK) bytes.
+        data: ByteBuf,
+    },
+    /// The session put something out.
+    Piece {
+        /// Its number: the first is 1, and each is one more than the one before. Pieces that are missing were too
+        /// old to be kept.
+        id: u64,
+        /// Where; of a terminal always [`Stream::Stdout`].
         stream: Stream,
         /// At most [`MAX_CHUNK`](crate::MAX_CHUNK) bytes.
         data: ByteBuf,
@@ -238,6 +310,9 @@ pub struct CommandInfo {
     pub envs: BTreeMap<String, String>,
     /// Whether it runs in the background.
     pub background: bool,
+    /// Whether it has a terminal.
+    #[serde(default)]
+    pub terminal: bool,
 }
 
 /// A file or directory.

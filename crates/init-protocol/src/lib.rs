@@ -14,6 +14,9 @@
 //! | [`Request::Exec`] | `Stdin`\*, `CloseStdin`, `Signal`\* | `Started`, `Output`\*, `Exit` |
 //! | [`Request::Exec`], `background` | | `Started` |
 //! | [`Request::Wait`] | | `Output`\*, `Exit` (when the command has ended) |
+//! | [`Request::Session`] | | `Started` |
+//! | [`Request::Follow`] | | `Started`, `Piece`\*, `Exit` (when the command has ended) |
+//! | [`Request::Resize`] | | `Done` |
 //! | [`Request::Commands`] | | `Command`\*, `Done` |
 //! | [`Request::Kill`] | | `Bool`: whether it was running |
 //! | [`Request::Stdin`], [`Request::CloseStdin`] | | `Done` |
@@ -34,13 +37,18 @@ mod frame;
 
 pub use codec::{CodecError, FrameBuffer, body_length, decode, encode, read_frame, write_frame};
 pub use frame::{
-    Boot, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit, Failure, FailureKind, Hello,
-    InitFrame, Request, Stream, Target,
+    Boot, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit, Failure, FailureKind,
+    FollowFrom, Hello, InitFrame, Request, Session, Stream, Target, TerminalSize,
 };
 pub use serde_bytes::ByteBuf;
 
 /// Version of this protocol. Sides of different versions do not talk: init answers [`FailureKind::Version`].
 pub const VERSION: u16 = 1;
+
+/// How much of this version's protocol the sender knows: a higher revision has further requests and fields, and
+/// changes nothing of the lower ones. An init outlives the daemon that started it, so the next daemon asks it only for
+/// what its revision has; an init ignores the revision of a daemon, which asks for what it knows.
+pub const REVISION: u16 = 1;
 
 /// Longest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -59,6 +67,16 @@ pub const MAX_ENTRIES: usize = 100_000;
 
 /// Bytes of each output stream of a background command that init keeps: the last ones.
 pub const KEPT_OUTPUT: usize = 1 << 20;
+
+/// Bytes of output of a session with pipes that init keeps; each piece counts for its length and
+/// [`PIECE_COST`].
+pub const KEPT_SESSION: usize = 4 << 20;
+
+/// Bytes of output of a session with a terminal that init keeps, counted in the same way.
+pub const KEPT_TERMINAL: usize = 256 << 10;
+
+/// What a piece of output costs besides its bytes.
+pub const PIECE_COST: usize = 64;
 
 /// Ended background commands that init remembers for [`Request::Wait`]; the oldest is forgotten first.
 pub const KEPT_COMMANDS: usize = 256;

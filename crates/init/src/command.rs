@@ -11,7 +11,7 @@ use init_protocol::{Exec, Exit, Failure, FailureKind, InitFrame, MAX_CHUNK, Stre
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-pub(crate) use start::{check_environment, start};
+pub(crate) use start::{check_environment, set_size, start, start_session};
 pub(crate) use table::{Command, Commands};
 
 use crate::children::lock;
@@ -92,7 +92,9 @@ pub(crate) fn stdin(server: &Server, connection: &mut Connection, pid: u32, mut 
 
 /// End of file on a command's standard input.
 pub(crate) fn close_stdin(server: &Server, connection: &mut Connection, pid: u32) -> Result<()> {
-    server.commands.find(pid).ok_or_else(|| unknown(pid))?.close_stdin();
+    let ended = || server.commands.background(pid).filter(|command| command.log.is_some());
+    let command = server.commands.find(pid).or_else(ended);
+    command.ok_or_else(|| unknown(pid))?.close_stdin();
     connection.send(&InitFrame::Done)
 }
 

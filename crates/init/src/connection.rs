@@ -12,7 +12,7 @@ use init_protocol::{
 
 use crate::failure::Result;
 use crate::server::Server;
-use crate::{command, files, foreground};
+use crate::{command, files, follow, foreground};
 
 /// How long the daemon may take for greeting and request.
 const GREETING: Duration = Duration::from_secs(10);
@@ -60,7 +60,7 @@ impl Connection {
         // Now, so that it goes out together with the answer if the request is there already.
         self.queue(&InitFrame::Hello(Hello::CURRENT))?;
         match first? {
-            ClientFrame::Hello(hello) if hello == Hello::CURRENT => {}
+            ClientFrame::Hello(hello) if hello.version == Hello::CURRENT.version => {}
             ClientFrame::Hello(hello) => {
                 let versions =
                     format!("version {} spoken, {} understood", hello.version, Hello::CURRENT.version);
@@ -183,6 +183,9 @@ fn dispatch(server: &Arc<Server>, connection: &mut Connection, request: Request)
         Request::Exec(exec) if exec.background => command::background(server, connection, exec),
         Request::Exec(exec) => foreground::run(server, connection, exec),
         Request::Wait { pid } => command::wait(server, connection, pid),
+        Request::Session(session) => follow::start(server, connection, session),
+        Request::Follow { pid, from } => follow::follow(server, connection, pid, from),
+        Request::Resize { pid, size } => follow::resize(server, connection, pid, size),
         Request::Commands => command::list(server, connection),
         Request::Kill { pid } => command::kill(server, connection, pid),
         Request::Stdin { pid, data } => command::stdin(server, connection, pid, &data),

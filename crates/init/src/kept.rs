@@ -20,7 +20,7 @@ impl Budget {
         self.0.load(Ordering::Relaxed) > BUDGET / 2
     }
 
-    fn take(&self, bytes: usize) -> bool {
+    pub(crate) fn take(&self, bytes: usize) -> bool {
         let taken = self.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= BUDGET;
         if !taken {
             self.give_back(bytes);
@@ -28,7 +28,7 @@ impl Budget {
         taken
     }
 
-    fn give_back(&self, bytes: usize) {
+    pub(crate) fn give_back(&self, bytes: usize) {
         self.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

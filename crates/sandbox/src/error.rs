@@ -84,6 +84,11 @@ pub enum SandboxError {
     /// The sandbox's init does not answer, or not as it should.
     #[error("the sandbox does not answer: {0}")]
     InitUnreachable(String),
+    /// The sandbox was started by an older version of this program, and its init does not know the operation.
+    #[error(
+        "the sandbox was started by an older version, which does not have this; create a new sandbox for it"
+    )]
+    InitTooOld,
     /// The operation failed inside the sandbox for another reason.
     #[error("{0}")]
     Inside(String),

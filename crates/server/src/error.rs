@@ -141,6 +141,7 @@ impl From<SandboxError> for ApiError {
             | E::NotDirectory(_)
             | E::PermissionDenied(_)
             | E::Inside(_) => Self::bad_request(text),
+            E::InitTooOld => Self::new(StatusCode::CONFLICT, text).with_code(code::SANDBOX_TOO_OLD),
             E::NoSpace(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text).with_code(code::NO_SPACE),
             E::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text),
             E::Limit(_) => {

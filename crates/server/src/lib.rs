@@ -14,6 +14,7 @@ mod absent;
 mod auth;
 mod convert;
 mod error;
+mod follow;
 mod idempotency;
 pub mod keys;
 mod late;
@@ -36,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use listen::{ServeConfig, ServeError, Server, TlsFiles};
 pub use routes::{openapi, router};
-pub use sandboxes::{CommandEvents, Content, Doing, Files, Sandboxes, Source};
+pub use sandboxes::{CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 
 /// What the routes work with.
 #[derive(Clone)]

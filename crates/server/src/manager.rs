@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use futures_util::stream;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, Manager, Output, PolicyChange, SandboxError, SandboxId, Stats,
-    WriteInfo, cgroup::Usage,
+    CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Manager, Output, PolicyChange, SandboxError,
+    SandboxId, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
 use store::SandboxRecord;
 
-use crate::sandboxes::{CommandEvents, Content, Doing, Files, Sandboxes, Source};
+use crate::sandboxes::{CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 
 impl Sandboxes for Manager {
     fn stats(&self) -> Stats {
@@ -82,6 +82,42 @@ impl Sandboxes for Manager {
 
     fn spawn<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, u32> {
         Box::pin(self.spawn_background(account, id, exec))
+    }
+
+    fn start_session<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        exec: Exec,
+        terminal: Option<TerminalSize>,
+    ) -> Doing<'a, u32> {
+        Box::pin(self.start_session(account, id, exec, terminal))
+    }
+
+    fn follow<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        pid: u32,
+        from: FollowFrom,
+    ) -> Doing<'a, SessionEvents> {
+        Box::pin(async move {
+            let follower = self.follow(account, id, pid, from).await?;
+            let events = stream::try_unfold(follower, async |mut follower| {
+                Ok::<_, SandboxError>(follower.next().await?.map(|event| (event, follower)))
+            });
+            Ok(Box::pin(events) as SessionEvents)
+        })
+    }
+
+    fn resize<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        pid: u32,
+        size: TerminalSize,
+    ) -> Doing<'a, ()> {
+        Box::pin(self.resize(account, id, pid, size))
     }
 
     fn wait<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, Output> {

@@ -8,8 +8,8 @@ use std::{pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures_util::Stream;
 use sandbox::{
-    CommandEvent, CommandInfo, Create, Entry, Exec, Filter, Output, PolicyChange, SandboxError, SandboxId,
-    Stats, WriteInfo, cgroup::Usage,
+    CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Output, PolicyChange, SandboxError,
+    SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
 use store::SandboxRecord;
 use tokio::io::AsyncRead;
@@ -23,6 +23,9 @@ pub type Content = Pin<Box<dyn Stream<Item = Result<Bytes, SandboxError>> + Send
 
 /// What a command does, in order; its last is its exit. Dropping it kills the command.
 pub type CommandEvents = Pin<Box<dyn Stream<Item = Result<CommandEvent, SandboxError>> + Send>>;
+
+/// What happens in a session, in order; its last is its exit. Dropping it changes nothing for the session.
+pub type SessionEvents = Pin<Box<dyn Stream<Item = Result<SessionEvent, SandboxError>> + Send>>;
 
 /// Sandboxes of all accounts. Each call names the account; what belongs to another is not found.
 pub trait Sandboxes: Send + Sync + 'static {
@@ -64,6 +67,31 @@ pub trait Sandboxes: Send + Sync + 'static {
     ) -> Doing<'a, CommandEvents>;
     /// Starts a command and answers with its process id.
     fn spawn<'a>(&'a self, account: &'a str, id: &'a SandboxId, exec: Exec) -> Doing<'a, u32>;
+    /// Starts a command whose output can be followed, with a terminal of this size or with pipes, and answers with
+    /// its process id.
+    fn start_session<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        exec: Exec,
+        terminal: Option<TerminalSize>,
+    ) -> Doing<'a, u32>;
+    /// Follows a session. Several can at a time.
+    fn follow<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        pid: u32,
+        from: FollowFrom,
+    ) -> Doing<'a, SessionEvents>;
+    /// Sets the size of a session's terminal.
+    fn resize<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        pid: u32,
+        size: TerminalSize,
+    ) -> Doing<'a, ()>;
     /// Waits for the end of a command that was started.
     fn wait<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, Output>;
     /// The commands that are running.

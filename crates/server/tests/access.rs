@@ -27,6 +27,16 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/sandboxes/ID/commands"),
     ("GET", "/sandboxes/ID/commands"),
     ("POST", "/sandboxes/ID/commands/stream"),
+    ("POST", "/sandboxes/ID/stdio"),
+    ("DELETE", "/sandboxes/ID/stdio/100"),
+    ("POST", "/sandboxes/ID/stdio/100/stdin"),
+    ("POST", "/sandboxes/ID/stdio/100/stdin/close"),
+    ("GET", "/sandboxes/ID/stdio/100/stream?last_entry_id=3"),
+    ("POST", "/sandboxes/ID/pty"),
+    ("PATCH", "/sandboxes/ID/pty/100"),
+    ("DELETE", "/sandboxes/ID/pty/100"),
+    ("POST", "/sandboxes/ID/pty/100/stdin"),
+    ("GET", "/sandboxes/ID/pty/100/stream"),
     ("GET", "/sandboxes/ID/commands/100/wait"),
     ("DELETE", "/sandboxes/ID/commands/100"),
     ("POST", "/sandboxes/ID/commands/100/stdin"),
@@ -55,16 +65,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("POST", "/sandboxes/ID/restore?snapshot_id=snap-1"),
     ("GET", "/snapshots"),
     ("POST", "/sandboxes/ID/files/watch"),
-    ("POST", "/sandboxes/ID/pty"),
-    ("PATCH", "/sandboxes/ID/pty/7"),
-    ("DELETE", "/sandboxes/ID/pty/7"),
-    ("POST", "/sandboxes/ID/pty/7/stdin"),
-    ("GET", "/sandboxes/ID/pty/7/stream"),
-    ("POST", "/sandboxes/ID/stdio"),
-    ("POST", "/sandboxes/ID/stdio/c1/stdin"),
-    ("POST", "/sandboxes/ID/stdio/c1/stdin/close"),
-    ("DELETE", "/sandboxes/ID/stdio/c1"),
-    ("GET", "/sandboxes/ID/stdio/c1/stream?last_entry_id=3"),
     ("GET", "/sandboxes/ID/ports/3000"),
     ("GET", "/sandboxes/ID/ports/3000/"),
     ("POST", "/sandboxes/ID/ports/3000/a/b?c=d"),
@@ -124,7 +124,8 @@ const ABSENT: &[(&str, &str)] = &[
 fn body() -> serde_json::Value {
     json!({
         "cmd": "echo hi", "timeout": 60, "data": "text", "path": "/a", "old_path": "/a", "new_path": "/b",
-        "files": [], "sandbox_ids": [], "allow_out": ["a.example.com"]
+        "files": [], "sandbox_ids": [], "allow_out": ["a.example.com"],
+        "size": {"cols": 80, "rows": 24}
     })
 }
 

@@ -43,6 +43,8 @@ pub struct Spawn<'a> {
     pub stderr: BorrowedFd<'a>,
     /// Resource limits (`RLIMIT_…`, soft, hard).
     pub limits: &'a [(u32, u64, u64)],
+    /// Whether standard input is a terminal that the new session is to have as its own.
+    pub terminal: bool,
 }
 
 /// A child of this process; whoever waits for children reaps it.
@@ -101,6 +103,7 @@ impl Spawn<'_> {
             credentials: self.credentials,
             stdio: stdio.numbers,
             limits: self.limits,
+            terminal: self.terminal,
             failed_step: AtomicI32::new(0),
             error: AtomicI32::new(0),
         };
@@ -226,6 +229,7 @@ struct Plan<'a> {
     credentials: &'a Credentials,
     stdio: [RawFd; 3],
     limits: &'a [(u32, u64, u64)],
+    terminal: bool,
     /// [`Step::code`] of the step that failed, or 0; written by the child.
     failed_step: AtomicI32,
     /// Its error number.
@@ -309,6 +313,9 @@ fn take_on(plan: &Plan<'_>) -> Step {
             if libc::dup2(source, target) < 0 {
                 return Step::Prepare;
             }
+        }
+        if plan.terminal && libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) < 0 {
+            return Step::Prepare;
         }
         if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) < 0 {
             return Step::Prepare;

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     Boot, ByteBuf, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit, Failure, FailureKind,
-    Hello, InitFrame, MAX_CHUNK, Request, Stream, Target,
+    FollowFrom, Hello, InitFrame, MAX_CHUNK, Request, Session, Stream, Target, TerminalSize,
 };
 
 fn text() -> impl Strategy<Value = String> {
@@ -44,12 +44,22 @@ fn exec() -> impl Strategy<Value = Exec> {
         })
 }
 
+fn size() -> impl Strategy<Value = TerminalSize> {
+    any::<(u16, u16)>().prop_map(|(columns, rows)| TerminalSize { columns, rows })
+}
+
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(Request::Ping),
         Just(Request::Commands),
         (text(), envs()).prop_map(|(sandbox_id, envs)| Request::Configure(Configure { sandbox_id, envs })),
         exec().prop_map(Request::Exec),
+        (exec(), prop::option::of(size()))
+            .prop_map(|(exec, terminal)| Request::Session(Session { exec, terminal })),
+        (any::<u32>(), any::<u64>())
+            .prop_map(|(pid, piece)| Request::Follow { pid, from: FollowFrom::Piece(piece) }),
+        any::<u32>().prop_map(|pid| Request::Follow { pid, from: FollowFrom::Now }),
+        (any::<u32>(), size()).prop_map(|(pid, size)| Request::Resize { pid, size }),
         any::<u32>().prop_map(|pid| Request::Wait { pid }),
         any::<u32>().prop_map(|pid| Request::Kill { pid }),
         (any::<u32>(), bytes()).prop_map(|(pid, data)| Request::Stdin { pid, data }),
@@ -67,7 +77,7 @@ fn request() -> impl Strategy<Value = Request> {
 
 fn client_frame() -> impl Strategy<Value = ClientFrame> {
     prop_oneof![
-        any::<u16>().prop_map(|version| ClientFrame::Hello(Hello { version })),
+        any::<(u16, u16)>().prop_map(|(version, revision)| ClientFrame::Hello(Hello { version, revision })),
         request().prop_map(ClientFrame::Request),
         bytes().prop_map(ClientFrame::Stdin),
         Just(ClientFrame::CloseStdin),
@@ -81,15 +91,16 @@ fn init_frame() -> impl Strategy<Value = InitFrame> {
     let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
     let kind = prop_oneof![Just(EntryKind::File), Just(EntryKind::Directory)];
     prop_oneof![
-        any::<u16>().prop_map(|version| InitFrame::Hello(Hello { version })),
+        any::<(u16, u16)>().prop_map(|(version, revision)| InitFrame::Hello(Hello { version, revision })),
         text().prop_map(|message| InitFrame::Failed(Failure::new(FailureKind::NoSpace, message))),
         any::<u32>().prop_map(|pid| InitFrame::Started { pid }),
-        (stream, bytes()).prop_map(|(stream, data)| InitFrame::Output { stream, data }),
+        (stream.clone(), bytes()).prop_map(|(stream, data)| InitFrame::Output { stream, data }),
+        (any::<u64>(), stream, bytes()).prop_map(|(id, stream, data)| InitFrame::Piece { id, stream, data }),
         (any::<i32>(), any::<Option<i32>>(), any::<bool>()).prop_map(|(code, signal, timed_out)| {
             InitFrame::Exit(Exit { code, signal, timed_out, ..Exit::default() })
         }),
-        (any::<u32>(), text(), envs()).prop_map(|(pid, command, envs)| {
-            InitFrame::Command(CommandInfo { pid, command, envs, background: true })
+        (any::<u32>(), text(), envs(), any::<bool>()).prop_map(|(pid, command, envs, terminal)| {
+            InitFrame::Command(CommandInfo { pid, command, envs, background: true, terminal })
         }),
         any::<u64>().prop_map(|size| InitFrame::Opened { size }),
         bytes().prop_map(InitFrame::Data),
@@ -215,4 +226,16 @@ fn bytes_after_the_value_are_refused() {
 fn a_kind_of_failure_from_a_newer_init_reads_as_io() {
     let body = encode(&BTreeMap::from([("kind", "of_tomorrow"), ("message", "m")])).unwrap();
     assert_eq!(decode::<Failure>(&body[4..]).unwrap(), Failure::new(FailureKind::Io, "m"));
+}
+
+#[test]
+fn a_greeting_from_before_there_were_revisions_is_revision_0_and_a_newer_one_is_understood_by_it() {
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Older {
+        version: u16,
+    }
+    let older = encode(&Older { version: 1 }).unwrap();
+    assert_eq!(decode::<Hello>(&older[4..]).unwrap(), Hello { version: 1, revision: 0 });
+    let newer = encode(&Hello::CURRENT).unwrap();
+    assert_eq!(decode::<Older>(&newer[4..]).unwrap(), Older { version: crate::VERSION });
 }

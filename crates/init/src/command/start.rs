@@ -3,20 +3,24 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use init_protocol::{Exec, Failure, FailureKind, MAX_COMMAND};
+use init_protocol::{Exec, Failure, FailureKind, KEPT_SESSION, KEPT_TERMINAL, MAX_COMMAND, TerminalSize};
 use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Uid};
-use sys::process::{Spawn, SpawnError, Step};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use sys::process::{Spawn, SpawnError, Step, with_user};
 
 use super::Command;
 use crate::accounts::{self, Account};
 use crate::connection::bad_request;
 use crate::failure::{Result, failure};
 use crate::files::absolute;
+use crate::log::Log;
 use crate::server::Server;
 use crate::supervise::Running;
 
@@ -33,6 +37,32 @@ const SHELL: &str = "/bin/sh";
 /// # Errors
 /// Unknown user, missing working directory, limits.
 pub(crate) fn start(server: &Server, exec: Exec) -> Result<(Arc<Command>, Running)> {
+    start_as(server, exec, Kind::Plain)
+}
+
+/// Starts a session and enters it into the table.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn start_session(
+    server: &Server,
+    exec: Exec,
+    terminal: Option<TerminalSize>,
+) -> Result<(Arc<Command>, Running)> {
+    start_as(server, exec, terminal.map_or(Kind::Pipes, Kind::Terminal))
+}
+
+/// What a command is connected to.
+#[derive(Clone, Copy)]
+enum Kind {
+    Plain,
+    /// A session with pipes.
+    Pipes,
+    /// A session with a terminal.
+    Terminal(TerminalSize),
+}
+
+fn start_as(server: &Server, exec: Exec, kind: Kind) -> Result<(Arc<Command>, Running)> {
     if server.commands.count() >= RUNNING {
         return Err(Failure::new(FailureKind::Busy, format!("{RUNNING} commands are running")));
     }
@@ -48,7 +78,10 @@ pub(crate) fn start(server: &Server, exec: Exec) -> Result<(Arc<Command>, Runnin
     let args = [sh?, option?, line?];
     let envs = environment(server, &account, &exec.envs)?;
     let deadline = exec.timeout_ms.and_then(|time| Instant::now().checked_add(Duration::from_millis(time)));
-    let pipes = Pipes::new(exec.stdin, &account)?;
+    let ends = match kind {
+        Kind::Plain | Kind::Pipes => Ends::pipes(exec.stdin, &account)?,
+        Kind::Terminal(size) => Ends::terminal(size, &account)?,
+    };
     let spawn = |cwd: &str| {
         let cwd = text(cwd)?;
         let spawn = Spawn {
@@ -57,10 +90,11 @@ pub(crate) fn start(server: &Server, exec: Exec) -> Result<(Arc<Command>, Runnin
             envs: &envs,
             credentials: &account.credentials,
             cwd: &cwd,
-            stdin: pipes.stdin.as_ref().map_or(server.null.as_fd(), |(read, _)| read.as_fd()),
-            stdout: pipes.stdout.1.as_fd(),
-            stderr: pipes.stderr.1.as_fd(),
+            stdin: ends.inside.stdin.as_ref().map_or(server.null.as_fd(), AsFd::as_fd),
+            stdout: ends.inside.stdout.as_fd(),
+            stderr: ends.inside.stderr.as_fd(),
             limits: &server.limits,
+            terminal: matches!(kind, Kind::Terminal(_)),
         };
         Ok(server.children.spawn(&spawn))
     };
@@ -76,12 +110,23 @@ pub(crate) fn start(server: &Server, exec: Exec) -> Result<(Arc<Command>, Runnin
         }
         .map_err(|error| refusal(&error, &account, &account.home))?,
     };
-    let Pipes { stdin, stdout, stderr } = pipes;
-    let mut command = Command::new(exec, stdin.map(|(_, write)| write), &server.budget)?;
+    let Ends { inside, stdin, stdout, stderr } = ends;
+    drop(inside);
+    let mut command = Command::new(exec, stdin, &server.budget)?;
+    let most = match kind {
+        Kind::Plain => None,
+        Kind::Pipes => Some(KEPT_SESSION),
+        Kind::Terminal(_) => Some(KEPT_TERMINAL),
+    };
+    if let Some(most) = most {
+        let log = Log::new(most, &server.budget).map_err(|error| failure("make an eventfd", error))?;
+        command.log = Some(Mutex::new(log));
+        command.terminal = matches!(kind, Kind::Terminal(_));
+    }
     command.pid = child.pid;
     let command = Arc::new(command);
     server.commands.add(Arc::clone(&command));
-    let (stdout, stderr) = (Some(stdout.0), Some(stderr.0));
+    let stdout = Some(stdout);
     Ok((command, Running { pid: child.pid, pidfd: child.pidfd, exit, deadline, stdout, stderr }))
 }
 
@@ -132,27 +177,64 @@ fn refusal(error: &SpawnError, account: &Account, cwd: &str) -> Failure {
     failure(what, std::io::Error::from_raw_os_error(error.source.raw_os_error().unwrap_or(0)))
 }
 
-/// The pipes of a command: read and write end each.
-struct Pipes {
-    stdin: Option<(OwnedFd, OwnedFd)>,
-    stdout: (OwnedFd, OwnedFd),
-    stderr: (OwnedFd, OwnedFd),
+/// What a command and init have of its input and output.
+struct Ends {
+    /// The command's ends.
+    inside: Inside,
+    /// Init's ends, non-blocking.
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
 }
 
-impl Pipes {
-    fn new(stdin: bool, account: &Account) -> Result<Self> {
+struct Inside {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl Ends {
+    fn pipes(stdin: bool, account: &Account) -> Result<Self> {
         let make = || -> rustix::io::Result<Self> {
-            let stdin = if stdin { Some(pipe(account)?) } else { None };
-            if let Some((_, write)) = &stdin {
-                fcntl_setfl(write, OFlags::NONBLOCK)?;
-            }
+            let (stdin, theirs) = match stdin {
+                true => {
+                    let (read, write) = pipe(account)?;
+                    fcntl_setfl(&write, OFlags::NONBLOCK)?;
+                    (Some(write), Some(read))
+                }
+                false => (None, None),
+            };
             let (stdout, stderr) = (pipe(account)?, pipe(account)?);
             fcntl_setfl(&stdout.0, OFlags::NONBLOCK)?;
             fcntl_setfl(&stderr.0, OFlags::NONBLOCK)?;
-            Ok(Self { stdin, stdout, stderr })
+            let inside = Inside { stdin: theirs, stdout: stdout.1, stderr: stderr.1 };
+            Ok(Self { inside, stdin, stdout: stdout.0, stderr: Some(stderr.0) })
         };
         make().map_err(|error| failure("make the pipes of a command", error))
     }
+
+    /// A terminal that belongs to the user.
+    fn terminal(size: TerminalSize, account: &Account) -> Result<Self> {
+        let make = || -> rustix::io::Result<Self> {
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            let ours = with_user(&account.credentials, || openpt(flags))
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))??;
+            unlockpt(&ours)?;
+            let theirs = ioctl_tiocgptpeer(&ours, flags)?;
+            set_size(&ours, size)?;
+            fcntl_setfl(&ours, OFlags::NONBLOCK)?;
+            let copy = |fd: &OwnedFd| fcntl_dupfd_cloexec(fd, 3);
+            let inside = Inside { stdin: Some(copy(&theirs)?), stdout: copy(&theirs)?, stderr: theirs };
+            Ok(Self { inside, stdin: Some(copy(&ours)?), stdout: ours, stderr: None })
+        };
+        make().map_err(|error| failure("make a terminal", error))
+    }
+}
+
+/// Sets the size of the terminal whose other end this is.
+pub(crate) fn set_size(terminal: &OwnedFd, size: TerminalSize) -> rustix::io::Result<()> {
+    let TerminalSize { columns, rows } = size;
+    tcsetwinsize(terminal, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })
 }
 
 /// A pipe that belongs to the user, who may want to open it again as `/dev/stdout`.

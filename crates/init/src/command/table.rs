@@ -11,6 +11,7 @@ use super::with_truncation;
 use crate::children::lock;
 use crate::failure::{Result, failure};
 use crate::kept::{Budget, Kept};
+use crate::log::Log;
 
 /// A command that was started.
 #[derive(Debug)]
@@ -23,6 +24,10 @@ pub(crate) struct Command {
     pub(crate) writing: Mutex<()>,
     /// Output of a background command.
     pub(crate) kept: Mutex<Kept>,
+    /// Output of a session.
+    pub(crate) log: Option<Mutex<Log>>,
+    /// Whether its input and output are a terminal.
+    pub(crate) terminal: bool,
     exit: Mutex<Exit>,
     /// An eventfd, readable as soon as `exit` and `kept` are final.
     done: OwnedFd,
@@ -41,6 +46,8 @@ impl Command {
             stdin: Mutex::new(stdin.map(Arc::new)),
             writing: Mutex::default(),
             kept: Mutex::new(Kept::new(budget)),
+            log: None,
+            terminal: false,
             exit: Mutex::default(),
             done: done.map_err(|error| failure("make an eventfd", error))?,
         })
@@ -72,6 +79,7 @@ impl Command {
             command: self.exec.command.clone(),
             envs: self.exec.envs.clone(),
             background: self.exec.background,
+            terminal: self.terminal,
         }
     }
 }

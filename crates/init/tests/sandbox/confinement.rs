@@ -154,7 +154,7 @@ fn what_people_run_runs() {
 fn another_version_is_told_so() {
     let lab = Lab::start();
     let mut socket = lab.socket();
-    let hello = Hello { version: init_protocol::VERSION + 1 };
+    let hello = Hello { version: init_protocol::VERSION + 1, ..Hello::CURRENT };
     socket.write_all(&encode(&ClientFrame::Hello(hello)).unwrap()).unwrap();
     let greeting: InitFrame = read_frame(&mut socket).unwrap().unwrap();
     assert_eq!(greeting, InitFrame::Hello(Hello::CURRENT));

@@ -9,6 +9,7 @@ mod commands;
 mod confinement;
 mod content;
 mod lab;
+mod sessions;
 mod tree;
 
 // The filter is compiled by a crate of a higher layer, which init must not depend on.

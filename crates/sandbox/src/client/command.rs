@@ -83,6 +83,8 @@ pub struct CommandInfo {
     pub envs: BTreeMap<String, String>,
     /// Whether it outlives whoever started it.
     pub background: bool,
+    /// Whether it has a terminal.
+    pub terminal: bool,
 }
 
 /// A command in the foreground. Dropping it kills the command.
@@ -206,12 +208,18 @@ impl InitClient {
         }
     }
 
-    /// Writes to the standard input of a command in the background.
+    /// Writes to the standard input of a command in the background. Nothing to write is asked for too: it tells
+    /// whether the command is there.
     pub(crate) async fn write_stdin(&self, pid: u32, data: &[u8]) -> Result<(), SandboxError> {
-        for part in data.chunks(MAX_CHUNK) {
+        let mut rest = data;
+        loop {
+            let (part, after) = rest.split_at(rest.len().min(MAX_CHUNK));
             self.order(Request::Stdin { pid, data: ByteBuf::from(part) }).await?;
+            if after.is_empty() {
+                return Ok(());
+            }
+            rest = after;
         }
-        Ok(())
     }
 }
 
@@ -223,12 +231,12 @@ impl From<Exit> for ExitStatus {
 
 impl From<init_protocol::CommandInfo> for CommandInfo {
     fn from(info: init_protocol::CommandInfo) -> Self {
-        let init_protocol::CommandInfo { pid, command, envs, background } = info;
-        Self { pid, command, envs, background }
+        let init_protocol::CommandInfo { pid, command, envs, background, terminal } = info;
+        Self { pid, command, envs, background, terminal }
     }
 }
 
-fn request(exec: Exec, background: bool) -> init_protocol::Exec {
+pub(super) fn request(exec: Exec, background: bool) -> init_protocol::Exec {
     init_protocol::Exec {
         command: exec.command,
         user: exec.user,
@@ -240,7 +248,7 @@ fn request(exec: Exec, background: bool) -> init_protocol::Exec {
     }
 }
 
-fn started(frame: InitFrame) -> Result<u32, SandboxError> {
+pub(super) fn started(frame: InitFrame) -> Result<u32, SandboxError> {
     match frame {
         InitFrame::Started { pid } => Ok(pid),
         other => Err(unexpected(&other)),

@@ -5,6 +5,7 @@
 
 mod command;
 mod files;
+mod session;
 
 use std::{
     fs::File,
@@ -26,6 +27,7 @@ use tokio::{
 
 pub use command::{Command, CommandEvent, CommandInfo, CommandInput, Exec, ExitStatus, MAX_OUTPUT, Output};
 pub use files::{Entry, EntryKind, FileReader, Files, MAX_FILE, WriteInfo};
+pub use session::{Follower, SessionEvent};
 
 use crate::error::SandboxError;
 
@@ -48,6 +50,7 @@ impl InitClient {
 
     /// Begins an operation.
     pub(crate) async fn begin(&self, request: Request) -> Result<Connection, SandboxError> {
+        let needed = request.revision();
         let mut opening = encode(&ClientFrame::Hello(Hello::CURRENT)).map_err(protocol)?;
         opening.extend(encode(&ClientFrame::Request(request)).map_err(|error| match error {
             init_protocol::CodecError::TooLong(length) => {
@@ -70,8 +73,12 @@ impl InitClient {
             input: Input { writer },
         };
         match timeout(GREETING, connection.frames.next()).await.map_err(|_| silent())?? {
-            InitFrame::Hello(Hello { version: VERSION }) => Ok(connection),
-            InitFrame::Hello(Hello { version }) => {
+            // It cannot have begun: it does not know the request.
+            InitFrame::Hello(Hello { version: VERSION, revision }) if revision < needed => {
+                Err(SandboxError::InitTooOld)
+            }
+            InitFrame::Hello(Hello { version: VERSION, .. }) => Ok(connection),
+            InitFrame::Hello(Hello { version, .. }) => {
                 Err(SandboxError::InitUnreachable(format!("it speaks version {version} of the protocol")))
             }
             other => Err(unexpected(&other)),

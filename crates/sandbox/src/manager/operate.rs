@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use init_protocol::Request;
+use init_protocol::{FollowFrom, Request, TerminalSize};
 
 use super::{
     Manager, blocking,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cgroup::Usage,
-    client::{Command, CommandInfo, Exec, Files, Output},
+    client::{Command, CommandInfo, Exec, Files, Follower, Output},
     error::SandboxError,
     ids::SandboxId,
 };
@@ -43,6 +43,43 @@ impl Manager {
     ) -> Result<u32, SandboxError> {
         let living = self.living(account, id).await?;
         or_killed(&living, living.init.background(exec).await)
+    }
+
+    /// Starts a session: a command in the background whose output is kept in order and can be followed, with a
+    /// terminal of this size or with pipes.
+    pub async fn start_session(
+        &self,
+        account: &str,
+        id: &SandboxId,
+        exec: Exec,
+        terminal: Option<TerminalSize>,
+    ) -> Result<u32, SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.session(exec, terminal).await)
+    }
+
+    /// Follows a session. Several can at a time.
+    pub async fn follow(
+        &self,
+        account: &str,
+        id: &SandboxId,
+        pid: u32,
+        from: FollowFrom,
+    ) -> Result<Follower, SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.follow(pid, from).await)
+    }
+
+    /// Sets the size of a session's terminal.
+    pub async fn resize(
+        &self,
+        account: &str,
+        id: &SandboxId,
+        pid: u32,
+        size: TerminalSize,
+    ) -> Result<(), SandboxError> {
+        let living = self.living(account, id).await?;
+        or_killed(&living, living.init.order(Request::Resize { pid, size }).await)
     }
 
     /// Waits for a command in the background. Can be repeated.

@@ -81,7 +81,7 @@ async fn list(
     let shown = commands.into_iter().map(|command| Command {
         pid: command.pid,
         cmd: command.command,
-        is_pty: false,
+        is_pty: command.terminal,
         envs: convert::masked(command.envs),
     });
     Ok(Json(shown.collect()))

@@ -7,7 +7,9 @@ mod files;
 mod meta;
 mod metrics;
 mod network;
+mod pty;
 mod sandboxes;
+mod stdio;
 
 use std::any::Any;
 
@@ -58,6 +60,8 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(network::routes())
         .merge(commands::routes())
         .merge(command_stream::routes())
+        .merge(pty::routes())
+        .merge(stdio::routes())
         .merge(files::routes())
         .merge(audit::routes())
         .merge(metrics::routes())

@@ -14,10 +14,11 @@ use futures_util::stream;
 use jiff::Timestamp;
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
-    ChangedBy, CommandEvent, CommandInfo, Create, Entry, EntryKind, Exec, ExitStatus, Filter, Output,
-    PolicyChange, SandboxError, SandboxId, Stats, WriteInfo, cgroup::Usage,
+    ChangedBy, CommandEvent, CommandInfo, Create, Entry, EntryKind, Exec, ExitStatus, Filter, FollowFrom,
+    Output, OutputStream, PolicyChange, SandboxError, SandboxId, SessionEvent, Stats, TerminalSize,
+    WriteInfo, cgroup::Usage,
 };
-use server::{CommandEvents, Content, Doing, Files, Sandboxes, Source};
+use server::{CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 use store::{SandboxRecord, Store};
 use tokio::{io::AsyncReadExt, sync::Notify};
 
@@ -33,6 +34,8 @@ pub(crate) struct Fake {
     pub(crate) policies: Mutex<Vec<PolicySpec>>,
     pub(crate) changed_by: Mutex<Vec<ChangedBy>>,
     pub(crate) stdin: Mutex<Vec<(u32, Option<Vec<u8>>)>>,
+    /// Sizes of terminals, as they were set.
+    pub(crate) sizes: Mutex<Vec<Option<TerminalSize>>>,
     next: AtomicU32,
     /// Creates wait for this while it is set.
     pub(crate) hold: Mutex<Option<Arc<Notify>>>,
@@ -319,6 +322,71 @@ impl Sandboxes for Fake {
         })
     }
 
+    fn start_session<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        exec: Exec,
+        terminal: Option<TerminalSize>,
+    ) -> Doing<'a, u32> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            if exec.command == "old" {
+                return Err(SandboxError::InitTooOld);
+            }
+            self.ran.lock().unwrap().push(exec);
+            self.sizes.lock().unwrap().push(terminal);
+            Ok(100)
+        })
+    }
+
+    fn follow<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        pid: u32,
+        from: FollowFrom,
+    ) -> Doing<'a, SessionEvents> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            known(pid)?;
+            let after = match from {
+                FollowFrom::Piece(piece) => piece,
+                FollowFrom::Now => 0,
+            };
+            let piece = |id, stream, data: &'static [u8]| {
+                Ok(SessionEvent::Output { id, stream, data: Bytes::from_static(data) })
+            };
+            // The third is lost.
+            let pieces = [
+                piece(1, OutputStream::Stdout, b"a\xff"),
+                piece(2, OutputStream::Stderr, b"b"),
+                piece(4, OutputStream::Stdout, b"d"),
+            ];
+            let wanted = pieces
+                .into_iter()
+                .filter(move |piece| matches!(piece, Ok(SessionEvent::Output { id, .. }) if *id > after));
+            let exit = ExitStatus { exit_code: 7, timed_out: false };
+            let events = wanted.chain([Ok(SessionEvent::Exit(exit))]);
+            Ok(Box::pin(stream::iter(events)) as SessionEvents)
+        })
+    }
+
+    fn resize<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        pid: u32,
+        size: TerminalSize,
+    ) -> Doing<'a, ()> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            known(pid)?;
+            self.sizes.lock().unwrap().push(Some(size));
+            Ok(())
+        })
+    }
+
     fn wait<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, Output> {
         Box::pin(async move {
             self.usable(account, id)?;
@@ -338,6 +406,7 @@ impl Sandboxes for Fake {
                     command: exec.command.clone(),
                     envs: exec.envs.clone(),
                     background: true,
+                    terminal: false,
                 })
                 .collect())
         })

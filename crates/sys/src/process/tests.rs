@@ -31,6 +31,7 @@ fn shell(command: &str, credentials: &Credentials, cwd: &CStr) -> (WaitStatus, S
         stdout: write.as_fd(),
         stderr: write.as_fd(),
         limits: &[(libc::RLIMIT_CORE, 0, 0)],
+        terminal: false,
     }
     .spawn()
     .unwrap();
@@ -57,6 +58,7 @@ fn failing(program: &CStr, credentials: &Credentials, cwd: &CStr) -> SpawnError 
         stdout: null.as_fd(),
         stderr: null.as_fd(),
         limits: &[],
+        terminal: false,
     }
     .spawn()
     .unwrap_err()
@@ -115,6 +117,7 @@ fn the_pidfd_becomes_readable_when_the_program_has_ended() {
         stdout: null.as_fd(),
         stderr: null.as_fd(),
         limits: &[],
+        terminal: false,
     }
     .spawn()
     .unwrap();

@@ -1,0 +1,60 @@
+//! What happens in a session as a stream of events.
+
+use api::OutputPiece;
+use axum::response::Response;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use sandbox::{OutputStream, SandboxError, SessionEvent};
+use serde_json::json;
+
+use crate::{error::ApiError, sandboxes::SessionEvents, sse};
+
+/// What the events of output are called, and whether they have numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `data`, without numbers.
+    Terminal,
+    /// `stdout` and `stderr`, with numbers.
+    Pipes,
+}
+
+/// Answers with a session's events: its output, then `exit`. Where pieces were lost a comment says so.
+///
+/// If the sandbox ends or falls silent the answer ends without an `exit`: a reader may come again and go on where it
+/// was.
+pub(crate) fn respond(events: SessionEvents, form: Form, after: u64) -> Response {
+    sse::respond(stream::unfold(Some((events, after)), move |state| async move {
+        let (mut events, last) = state?;
+        let mut part = Vec::new();
+        let next = match events.next().await? {
+            Ok(SessionEvent::Output { id, stream, data }) => {
+                let (name, entry_id) = match (form, stream) {
+                    (Form::Terminal, _) => ("data", None),
+                    (Form::Pipes, OutputStream::Stdout) => ("stdout", Some(id)),
+                    (Form::Pipes, OutputStream::Stderr) => ("stderr", Some(id)),
+                };
+                if form == Form::Pipes && id > last.saturating_add(1) {
+                    part.extend_from_slice(b": output was lost, it was too old to be kept\n\n");
+                }
+                sse::event(&mut part, name, &OutputPiece { data: STANDARD.encode(&data), entry_id });
+                Some((events, id))
+            }
+            Ok(SessionEvent::Exit(exit)) => {
+                sse::event(&mut part, "exit", &json!({ "exit_code": exit.exit_code }));
+                None
+            }
+            Err(error) => {
+                part = broken_off(error);
+                None
+            }
+        };
+        Some((Bytes::from(part), next))
+    }))
+}
+
+/// A comment for people: no reader has an event for this.
+fn broken_off(error: SandboxError) -> Vec<u8> {
+    let message = ApiError::from(error).message.replace(char::is_control, " ");
+    format!(": {message}\n\n").into_bytes()
+}
