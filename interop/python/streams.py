@@ -11,11 +11,11 @@ import urllib.parse
 import conftest
 
 
-def opened(lab, method: str, path: str, body=None):
+def opened(lab, method: str, path: str, body=None, accept: str = "*/*"):
     """A stream: (connection, response). Closing both is what a reader that leaves does."""
     at = urllib.parse.urlsplit(lab.api)
     connection = http.client.HTTPConnection(at.hostname, at.port, timeout=60)
-    headers = {"X-API-Key": lab.key, "Content-Type": "application/json"}
+    headers = {"X-API-Key": lab.key, "Content-Type": "application/json", "Accept": accept}
     connection.request(method, path, None if body is None else json.dumps(body), headers)
     return connection, connection.getresponse()
 

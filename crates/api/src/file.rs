@@ -77,6 +77,33 @@ pub struct Rename {
     pub username: Option<String>,
 }
 
+/// A directory to watch.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct WatchDirectory {
+    /// The absolute path.
+    pub path: String,
+    /// The user to act as. Default `user`.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// Whether directories in it are watched too.
+    #[serde(default, deserialize_with = "crate::lenient::null_is_default")]
+    pub recursive: bool,
+}
+
+/// A change in a watched directory, as an event of its stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DirectoryChange {
+    /// `create`, `write`, `remove`, `rename` (moved away), `chmod`; or `lost`, without a path: changes came faster than
+    /// they were read, and some are missing.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The absolute path.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    /// Whether it is, or was, a directory.
+    pub is_dir: bool,
+}
+
 /// A directory to make, with its parents.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct MakeDirectory {

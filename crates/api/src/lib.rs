@@ -25,7 +25,8 @@ pub use audit::{AuditEvent, AuditPage, AuditRule};
 pub use command::{Command, CommandExit, CommandStarted, Killed, RunCommand, StdinData, StreamedOutput};
 pub use error::{ErrorBody, FieldError, code};
 pub use file::{
-    Entry, EntryKind, Exists, MadeDirectory, MakeDirectory, Removed, Rename, WriteFile, WriteFiles, Written,
+    DirectoryChange, Entry, EntryKind, Exists, MadeDirectory, MakeDirectory, Removed, Rename, WatchDirectory,
+    WriteFile, WriteFiles, Written,
 };
 pub use lenient::{Seconds, from_json};
 pub use metadata::parse_metadata_filter;

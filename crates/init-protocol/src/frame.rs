@@ -122,6 +122,14 @@ pub enum Request {
         /// Most bytes taken; one more fails with [`FailureKind::TooLarge`].
         limit: u64,
     },
+    /// Watches a directory until the daemon gives up, or the directory is gone. Since revision 2.
+    Watch {
+        /// The directory.
+        target: Target,
+        /// Whether directories in it are watched too, at most [`MAX_WATCHED`](crate::MAX_WATCHED), those made later
+        /// included. Symbolic links are not followed below the first.
+        recursive: bool,
+    },
     /// Describes a file or directory; symbolic links are followed.
     Stat(Target),
     /// Is there anything? Symbolic links are followed; a broken one is still there, as a file.
@@ -151,6 +159,7 @@ impl Request {
     /// The lowest [`REVISION`](crate::REVISION) of an init that knows this request.
     pub fn revision(&self) -> u16 {
         match self {
+            Self::Watch { .. } => 2,
             Self::Session(_) | Self::Follow { .. } | Self::Resize { .. } => 1,
             _ => 0,
         }
@@ -266,6 +275,10 @@ pub enum InitFrame {
         /// Its size, in bytes.
         size: u64,
     },
+    /// The directory is watched from now on.
+    Watching,
+    /// Something has changed in a watched directory.
+    Change(Change),
     /// A file or directory.
     Entry(Entry),
     /// Answer to a yes-or-no request; last frame.
@@ -330,6 +343,35 @@ pub struct Entry {
     pub mode: u32,
     /// Time of the last modification, in seconds since 1970.
     pub modified: i64,
+}
+
+/// A change in a watched directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What happened.
+    pub kind: ChangeKind,
+    /// Absolute path; empty for [`ChangeKind::Lost`].
+    pub path: String,
+    /// Whether it is, or was, a directory.
+    pub directory: bool,
+}
+
+/// What happened to a file or directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// It was made, or moved here. What was in a new directory before it was watched may be told twice.
+    Create,
+    /// Its content changed.
+    Write,
+    /// It was removed.
+    Remove,
+    /// It was moved away.
+    Rename,
+    /// Its mode, owner or times changed.
+    Chmod,
+    /// Changes came faster than they were taken (the kernel's `fs.inotify.max_queued_events`), and some are lost.
+    Lost,
 }
 
 /// What an [`Entry`] is.

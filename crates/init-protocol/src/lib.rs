@@ -22,6 +22,7 @@
 //! | [`Request::Stdin`], [`Request::CloseStdin`] | | `Done` |
 //! | [`Request::Read`] | | `Opened`, `Data`\*, `End` |
 //! | [`Request::Write`] | `Data`\*, `End` | `Written` |
+//! | [`Request::Watch`] | | `Watching`, `Change`\*, `End` (when the directory is gone) |
 //! | [`Request::Stat`] | | `Entry` |
 //! | [`Request::Exists`] | | `Bool` |
 //! | [`Request::List`] | | `Entry`\*, `Done` |
@@ -37,8 +38,8 @@ mod frame;
 
 pub use codec::{CodecError, FrameBuffer, body_length, decode, encode, read_frame, write_frame};
 pub use frame::{
-    Boot, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit, Failure, FailureKind,
-    FollowFrom, Hello, InitFrame, Request, Session, Stream, Target, TerminalSize,
+    Boot, Change, ChangeKind, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit, Failure,
+    FailureKind, FollowFrom, Hello, InitFrame, Request, Session, Stream, Target, TerminalSize,
 };
 pub use serde_bytes::ByteBuf;
 
@@ -48,7 +49,7 @@ pub const VERSION: u16 = 1;
 /// How much of this version's protocol the sender knows: a higher revision has further requests and fields, and
 /// changes nothing of the lower ones. An init outlives the daemon that started it, so the next daemon asks it only for
 /// what its revision has; an init ignores the revision of a daemon, which asks for what it knows.
-pub const REVISION: u16 = 1;
+pub const REVISION: u16 = 2;
 
 /// Longest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -64,6 +65,9 @@ pub const MAX_COMMAND: usize = (128 << 10) - 1;
 
 /// Most entries of one [`Request::List`]; a longer listing fails with [`FailureKind::TooLarge`].
 pub const MAX_ENTRIES: usize = 100_000;
+
+/// Most directories that one [`Request::Watch`] watches; more fail with [`FailureKind::TooLarge`].
+pub const MAX_WATCHED: usize = 4096;
 
 /// Bytes of each output stream of a background command that init keeps: the last ones.
 pub const KEPT_OUTPUT: usize = 1 << 20;

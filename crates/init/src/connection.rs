@@ -192,6 +192,7 @@ fn dispatch(server: &Arc<Server>, connection: &mut Connection, request: Request)
         Request::CloseStdin { pid } => command::close_stdin(server, connection, pid),
         Request::Read(target) => files::read(connection, &target),
         Request::Write { target, limit } => files::write(connection, &target, limit),
+        Request::Watch { target, recursive } => files::watch(connection, &target, recursive),
         Request::Stat(target) => files::stat(connection, &target),
         Request::Exists(target) => files::exists(connection, &target),
         Request::List { target, depth } => files::list(connection, &target, depth),

@@ -10,6 +10,7 @@ mod path;
 mod read;
 mod remove;
 mod rename;
+mod watch;
 mod write;
 
 use init_protocol::{Entry, EntryKind, InitFrame, Target};
@@ -20,6 +21,7 @@ pub(crate) use path::absolute;
 pub(crate) use read::{open_regular, read};
 pub(crate) use remove::remove;
 pub(crate) use rename::rename;
+pub(crate) use watch::watch;
 pub(crate) use write::write;
 
 use crate::accounts::{self, Account};

@@ -16,12 +16,12 @@ pub mod template;
 
 pub use client::{
     Command, CommandEvent, CommandInfo, CommandInput, Entry, EntryKind, Exec, ExitStatus, FileReader, Files,
-    Follower, MAX_FILE, MAX_OUTPUT, Output, SessionEvent, WriteInfo,
+    Follower, MAX_FILE, MAX_OUTPUT, Output, SessionEvent, Watcher, WriteInfo,
 };
 pub use error::SandboxError;
 pub use fault::Fault;
 pub use ids::{IDS_PER_SANDBOX, InvalidSandboxId, SandboxId};
-pub use init_protocol::{FollowFrom, Stream as OutputStream, TerminalSize};
+pub use init_protocol::{Change, ChangeKind, FollowFrom, Stream as OutputStream, TerminalSize};
 pub use manager::{
     ChangedBy, Config, Create, DEFAULT_IDS, Filter, GcReport, Manager, OnTimeout, PolicyChange, State, Stats,
     stored_policy,

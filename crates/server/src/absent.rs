@@ -28,7 +28,6 @@ const ROUTES: &[(MethodFilter, &str, &str)] = &[
     (DELETE, "/sandboxes/{id}/snapshots/{snapshot}", "snapshots"),
     (POST, "/sandboxes/{id}/restore", "snapshots"),
     (GET, "/snapshots", "snapshots"),
-    (POST, "/sandboxes/{id}/files/watch", "watching a directory"),
     (ANY, "/sandboxes/{id}/ports/{port}", "the port proxy"),
     (ANY, "/sandboxes/{id}/ports/{port}/", "the port proxy"),
     (ANY, "/sandboxes/{id}/ports/{port}/{*path}", "the port proxy"),

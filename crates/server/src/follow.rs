@@ -5,7 +5,7 @@ use axum::response::Response;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use sandbox::{OutputStream, SandboxError, SessionEvent};
+use sandbox::{OutputStream, SessionEvent};
 use serde_json::json;
 
 use crate::{error::ApiError, sandboxes::SessionEvents, sse};
@@ -35,7 +35,7 @@ pub(crate) fn respond(events: SessionEvents, form: Form, after: u64) -> Response
                     (Form::Pipes, OutputStream::Stderr) => ("stderr", Some(id)),
                 };
                 if form == Form::Pipes && id > last.saturating_add(1) {
-                    part.extend_from_slice(b": output was lost, it was too old to be kept\n\n");
+                    sse::comment(&mut part, "output was lost, it was too old to be kept");
                 }
                 sse::event(&mut part, name, &OutputPiece { data: STANDARD.encode(&data), entry_id });
                 Some((events, id))
@@ -45,16 +45,10 @@ pub(crate) fn respond(events: SessionEvents, form: Form, after: u64) -> Response
                 None
             }
             Err(error) => {
-                part = broken_off(error);
+                sse::comment(&mut part, &ApiError::from(error).message);
                 None
             }
         };
         Some((Bytes::from(part), next))
     }))
-}
-
-/// A comment for people: no reader has an event for this.
-fn broken_off(error: SandboxError) -> Vec<u8> {
-    let message = ApiError::from(error).message.replace(char::is_control, " ");
-    format!(": {message}\n\n").into_bytes()
 }

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use listen::{ServeConfig, ServeError, Server, TlsFiles};
 pub use routes::{openapi, router};
-pub use sandboxes::{CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
+pub use sandboxes::{Changes, CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 
 /// What the routes work with.
 #[derive(Clone)]

@@ -9,7 +9,7 @@ use sandbox::{
 };
 use store::SandboxRecord;
 
-use crate::sandboxes::{CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
+use crate::sandboxes::{Changes, CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 
 impl Sandboxes for Manager {
     fn stats(&self) -> Stats {
@@ -191,6 +191,16 @@ impl Files for sandbox::Files {
 
     fn rename<'a>(&'a self, from: &'a str, to: &'a str, user: Option<&'a str>) -> Doing<'a, Entry> {
         Box::pin(self.rename(from, to, user))
+    }
+
+    fn watch<'a>(&'a self, path: &'a str, user: Option<&'a str>, recursive: bool) -> Doing<'a, Changes> {
+        Box::pin(async move {
+            let watcher = self.watch(path, user, recursive).await?;
+            let changes = stream::try_unfold(watcher, async |mut watcher| {
+                Ok::<_, SandboxError>(watcher.next().await?.map(|change| (change, watcher)))
+            });
+            Ok(Box::pin(changes) as Changes)
+        })
     }
 
     fn mkdir<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool> {

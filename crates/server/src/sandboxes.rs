@@ -8,8 +8,8 @@ use std::{pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures_util::Stream;
 use sandbox::{
-    CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Output, PolicyChange, SandboxError,
-    SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
+    Change, CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Output, PolicyChange,
+    SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
 use store::SandboxRecord;
 use tokio::io::AsyncRead;
@@ -26,6 +26,9 @@ pub type CommandEvents = Pin<Box<dyn Stream<Item = Result<CommandEvent, SandboxE
 
 /// What happens in a session, in order; its last is its exit. Dropping it changes nothing for the session.
 pub type SessionEvents = Pin<Box<dyn Stream<Item = Result<SessionEvent, SandboxError>> + Send>>;
+
+/// Changes in a directory, until it is gone. Dropping it ends the watch.
+pub type Changes = Pin<Box<dyn Stream<Item = Result<Change, SandboxError>> + Send>>;
 
 /// Sandboxes of all accounts. Each call names the account; what belongs to another is not found.
 pub trait Sandboxes: Send + Sync + 'static {
@@ -134,6 +137,8 @@ pub trait Files: Send + Sync {
     fn remove<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool>;
     /// Renames, and says what is there now.
     fn rename<'a>(&'a self, from: &'a str, to: &'a str, user: Option<&'a str>) -> Doing<'a, Entry>;
+    /// Watches a directory, and if `recursive` those in it.
+    fn watch<'a>(&'a self, path: &'a str, user: Option<&'a str>, recursive: bool) -> Doing<'a, Changes>;
     /// Makes a directory with its parents; false if it was there.
     fn mkdir<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> Doing<'a, bool>;
 }

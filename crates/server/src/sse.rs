@@ -41,6 +41,13 @@ pub(crate) fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Res
     (headers, Body::from_stream(body)).into_response()
 }
 
+/// Appends a comment, for people: every reader skips it.
+pub(crate) fn comment(to: &mut Vec<u8>, text: &str) {
+    to.extend_from_slice(b": ");
+    to.extend_from_slice(text.replace(char::is_control, " ").as_bytes());
+    to.extend_from_slice(b"\n\n");
+}
+
 /// Appends an event.
 pub(crate) fn event(to: &mut Vec<u8>, name: &str, data: &impl Serialize) {
     let json = serde_json::to_string(data).expect("strings and numbers are always JSON");

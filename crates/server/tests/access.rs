@@ -52,6 +52,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("DELETE", "/sandboxes/ID/files?path=/a"),
     ("PATCH", "/sandboxes/ID/files"),
     ("POST", "/sandboxes/ID/files/mkdir"),
+    ("POST", "/sandboxes/ID/files/watch"),
     ("GET", "/sandboxes/ID/audit"),
     ("GET", "/metrics"),
 ];
@@ -64,7 +65,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("DELETE", "/sandboxes/ID/snapshots/snap-1"),
     ("POST", "/sandboxes/ID/restore?snapshot_id=snap-1"),
     ("GET", "/snapshots"),
-    ("POST", "/sandboxes/ID/files/watch"),
     ("GET", "/sandboxes/ID/ports/3000"),
     ("GET", "/sandboxes/ID/ports/3000/"),
     ("POST", "/sandboxes/ID/ports/3000/a/b?c=d"),

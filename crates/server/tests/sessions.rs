@@ -110,3 +110,22 @@ async fn what_is_not_there_is_not_found_and_what_is_too_old_is_a_conflict() {
     let (_, code) = lab.alice("POST", &format!("{base}/stdio"), json!({"cmd": "old"})).await.error(409);
     assert_eq!(code.as_deref(), Some("sandbox_too_old"));
 }
+
+#[tokio::test]
+async fn a_watch_is_a_stream_only_for_those_who_ask_for_one() {
+    let lab = Lab::new().await;
+    let path = format!("/sandboxes/{}/files/watch", lab.sandbox().await);
+    let body = json!({"path": "/a", "username": "user", "recursive": true});
+    assert_eq!(lab.alice("POST", &path, &body).await.expect(200), json!({"ok": true}));
+    let mut asked = common::request("POST", &path, &lab.alice, &body);
+    asked.headers_mut().insert("accept", "text/event-stream".parse().unwrap());
+    let stream = lab.send(asked).await;
+    assert_eq!(stream.headers["content-type"], "text/event-stream");
+    assert_eq!(
+        String::from_utf8(stream.bytes).unwrap(),
+        "event: change\ndata: {\"type\":\"write\",\"path\":\"/a/f\",\"is_dir\":true}\n\n\
+         event: change\ndata: {\"type\":\"lost\",\"is_dir\":true}\n\n"
+    );
+    lab.alice("POST", &path, json!({})).await.error(400);
+    lab.bob("POST", &path, body).await.error(404);
+}

@@ -4,8 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Boot, ByteBuf, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit, Failure, FailureKind,
-    FollowFrom, Hello, InitFrame, MAX_CHUNK, Request, Session, Stream, Target, TerminalSize,
+    Boot, ByteBuf, Change, ChangeKind, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit,
+    Failure, FailureKind, FollowFrom, Hello, InitFrame, MAX_CHUNK, Request, Session, Stream, Target,
+    TerminalSize,
 };
 
 fn text() -> impl Strategy<Value = String> {
@@ -66,6 +67,7 @@ fn request() -> impl Strategy<Value = Request> {
         any::<u32>().prop_map(|pid| Request::CloseStdin { pid }),
         target().prop_map(Request::Read),
         (target(), any::<u64>()).prop_map(|(target, limit)| Request::Write { target, limit }),
+        (target(), any::<bool>()).prop_map(|(target, recursive)| Request::Watch { target, recursive }),
         target().prop_map(Request::Stat),
         target().prop_map(Request::Exists),
         (target(), any::<u32>()).prop_map(|(target, depth)| Request::List { target, depth }),
@@ -111,6 +113,10 @@ fn init_frame() -> impl Strategy<Value = InitFrame> {
                 InitFrame::Entry(Entry { name, path, kind, size, mode, modified })
             }
         ),
+        Just(InitFrame::Watching),
+        (text(), any::<bool>()).prop_map(|(path, directory)| {
+            InitFrame::Change(Change { kind: ChangeKind::Rename, path, directory })
+        }),
         any::<bool>().prop_map(InitFrame::Bool),
         Just(InitFrame::Done),
     ]

@@ -11,6 +11,7 @@ mod content;
 mod lab;
 mod sessions;
 mod tree;
+mod watch;
 
 // The filter is compiled by a crate of a higher layer, which init must not depend on.
 #[expect(unreachable_pub, reason = "public where it comes from")]

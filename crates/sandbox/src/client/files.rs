@@ -3,7 +3,7 @@
 use std::{io, pin::pin};
 
 use bytes::Bytes;
-use init_protocol::{ByteBuf, ClientFrame, InitFrame, MAX_CHUNK, MAX_ENTRIES, Request, Target};
+use init_protocol::{ByteBuf, Change, ClientFrame, InitFrame, MAX_CHUNK, MAX_ENTRIES, Request, Target};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::{Connection, Frames, InitClient, Input, unexpected};
@@ -100,7 +100,51 @@ impl FileReader {
     }
 }
 
+/// A directory that is watched. Dropping it ends that.
+#[derive(Debug)]
+pub struct Watcher {
+    frames: Frames,
+    /// Closing this direction would give the operation up.
+    _input: Input,
+    ended: bool,
+}
+
+impl Watcher {
+    /// The next change; `None` when the directory is gone. Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// When the sandbox ends or its init breaks the protocol.
+    pub async fn next(&mut self) -> Result<Option<Change>, SandboxError> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.frames.next().await? {
+            InitFrame::Change(change) => Ok(Some(change)),
+            InitFrame::End => {
+                self.ended = true;
+                Ok(None)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
 impl Files {
+    /// Watches a directory for changes, and if `recursive` those in it.
+    pub async fn watch(
+        &self,
+        path: &str,
+        user: Option<&str>,
+        recursive: bool,
+    ) -> Result<Watcher, SandboxError> {
+        let request = Request::Watch { target: target(path, user), recursive };
+        let Connection { mut frames, input } = self.init.begin(request).await?;
+        match frames.next().await? {
+            InitFrame::Watching => Ok(Watcher { frames, _input: input, ended: false }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Opens a regular file for reading.
     pub async fn read(&self, path: &str, user: Option<&str>) -> Result<FileReader, SandboxError> {
         let Connection { mut frames, input } = self.init.begin(Request::Read(target(path, user))).await?;

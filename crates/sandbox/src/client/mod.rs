@@ -26,7 +26,7 @@ use tokio::{
 };
 
 pub use command::{Command, CommandEvent, CommandInfo, CommandInput, Exec, ExitStatus, MAX_OUTPUT, Output};
-pub use files::{Entry, EntryKind, FileReader, Files, MAX_FILE, WriteInfo};
+pub use files::{Entry, EntryKind, FileReader, Files, MAX_FILE, Watcher, WriteInfo};
 pub use session::{Follower, SessionEvent};
 
 use crate::error::SandboxError;
@@ -207,5 +207,35 @@ mod tests {
         let short = outer.path().join("init.sock");
         let _listener = listen(&short).expect("listen");
         connect(&short).await.expect("connect");
+    }
+
+    /// An init that greets with this revision and answers the one request with `Done`.
+    fn init_of(revision: u16) -> (tempfile::TempDir, InitClient) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("init.sock");
+        let listener = listen(&path).expect("listen");
+        std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().expect("accept");
+            for frame in [InitFrame::Hello(Hello { version: VERSION, revision }), InitFrame::Done] {
+                init_protocol::write_frame(&mut socket, &frame).expect("write");
+            }
+            // Closing before everything is read would be a reset.
+            let _ = io::Read::read_to_end(&mut socket, &mut Vec::new());
+        });
+        (directory, InitClient::new(path))
+    }
+
+    #[tokio::test]
+    async fn an_init_from_before_an_update_is_asked_only_for_what_it_knows() {
+        let resize = || {
+            let size = init_protocol::TerminalSize { columns: 80, rows: 24 };
+            Request::Resize { pid: 7, size }
+        };
+        let (_directory, older) = init_of(0);
+        assert!(matches!(older.order(resize()).await, Err(SandboxError::InitTooOld)));
+        let (_directory, older) = init_of(0);
+        older.order(Request::Ping).await.expect("what it has had all along works");
+        let (_directory, current) = init_of(init_protocol::REVISION);
+        current.order(resize()).await.expect("a current one does it");
     }
 }

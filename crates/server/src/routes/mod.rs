@@ -10,6 +10,7 @@ mod network;
 mod pty;
 mod sandboxes;
 mod stdio;
+mod watch;
 
 use std::any::Any;
 
@@ -63,6 +64,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(pty::routes())
         .merge(stdio::routes())
         .merge(files::routes())
+        .merge(watch::routes())
         .merge(audit::routes())
         .merge(metrics::routes())
         .split_for_parts();

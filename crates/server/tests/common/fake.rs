@@ -14,11 +14,11 @@ use futures_util::stream;
 use jiff::Timestamp;
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
-    ChangedBy, CommandEvent, CommandInfo, Create, Entry, EntryKind, Exec, ExitStatus, Filter, FollowFrom,
-    Output, OutputStream, PolicyChange, SandboxError, SandboxId, SessionEvent, Stats, TerminalSize,
-    WriteInfo, cgroup::Usage,
+    Change, ChangeKind, ChangedBy, CommandEvent, CommandInfo, Create, Entry, EntryKind, Exec, ExitStatus,
+    Filter, FollowFrom, Output, OutputStream, PolicyChange, SandboxError, SandboxId, SessionEvent, Stats,
+    TerminalSize, WriteInfo, cgroup::Usage,
 };
-use server::{CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
+use server::{Changes, CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 use store::{SandboxRecord, Store};
 use tokio::{io::AsyncReadExt, sync::Notify};
 
@@ -561,6 +561,16 @@ impl Files for FakeFiles {
             let content = self.0.lock().unwrap().remove(from).unwrap();
             self.0.lock().unwrap().insert(to.to_owned(), content);
             self.entry(to)
+        })
+    }
+
+    fn watch<'a>(&'a self, path: &'a str, user: Option<&'a str>, recursive: bool) -> Doing<'a, Changes> {
+        Box::pin(async move {
+            Self::check(path, user)?;
+            let change = |kind, path: String| Ok(Change { kind, path, directory: recursive });
+            let changes =
+                [change(ChangeKind::Write, format!("{path}/f")), change(ChangeKind::Lost, String::new())];
+            Ok(Box::pin(stream::iter(changes)) as Changes)
         })
     }
 
