@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pathlib
 import time
 
 import conftest
 import probes
+import streams
 from conftest import command, create
 from machine import traces
 
@@ -117,3 +119,23 @@ def test_a_second_daemon_on_the_same_directory_is_refused(fragile):
     assert second.returncode == 1
     assert lab.variables["BAILIWICK_LAB_DATA"] in second.stderr
     assert f"in use by process {lab.variables['BAILIWICK_LAB_DAEMON_PID']}" in second.stderr
+
+
+def test_a_stdio_session_and_a_terminal_outlive_the_daemon(fragile):
+    process, lab = fragile
+    box = create(lab)
+    base = f"/sandboxes/{box}"
+    command_line = "echo before; while read line; do echo $line; done; exit 5"
+    _, session = lab.request("POST", f"{base}/stdio", {"cmd": command_line})
+    _, terminal = lab.request("POST", f"{base}/pty", {})
+    where = f"{base}/stdio/{session['cmd_id']}"
+    process.kill_daemon()
+    process.restart_daemon()
+    assert lab.request("POST", f"{where}/stdin", {"data": base64.b64encode(b"after\n").decode()})[0] == 200
+    assert lab.request("POST", f"{where}/stdin/close", {})[0] == 200
+    found = list(streams.events(streams.opened(lab, "GET", f"{where}/stream")[1]))
+    assert streams.decoded(found, "stdout") == b"before\nafter\n" and found[-1] == ("exit", {"exit_code": 5})
+    assert [data.get("entry_id") for _, data in found] == [1, 2, None]
+    assert lab.request("POST", f"{base}/pty/{terminal['pid']}/stdin", {"data": "exit 6\n"})[0] == 200
+    shown = list(streams.events(streams.opened(lab, "GET", f"{base}/pty/{terminal['pid']}/stream")[1]))
+    assert shown[-1] == ("exit", {"exit_code": 6})
