@@ -183,7 +183,7 @@ def test_i_without_descriptors_new_connections_are_refused_and_others_go_on(lab,
 def test_i_what_the_kernel_could_not_tell_is_counted(lab, sandbox, p1):
     box = sandbox(network=world.POLICIES["P1"])
     world.bind(box, "allowed.test")
-    process, attempts = daemon(lab), 30_000
+    process, attempts, token = daemon(lab), 30_000, probes.canary()
     box.files.write("/tmp/flood.py", f"""
 import signal, socket
 client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -192,7 +192,7 @@ open("/tmp/ready", "w").close()
 signal.sigwait([signal.SIGUSR1])
 for number in range({attempts}):
     try:
-        client.sendto(b"canary", ("{EVIL}", 1024 + number % 60000))
+        client.sendto(b"{token}", ("{EVIL}", 1024 + number % 60000))
     except OSError:
         pass
 open("/tmp/sent", "w").close()
@@ -212,7 +212,7 @@ open("/tmp/sent", "w").close()
     assert blocked + gap == attempts and gap > 0 and blocked > 0, (blocked, gap)
     world.twin(lab, box)
     world.twin(lab, p1)
-    assert not lab.seen("canary\"")
+    assert not lab.seen(token)
 
 
 # ---- The store
