@@ -204,7 +204,12 @@ impl Member {
     fn prove(&self, in_force: &InForce) -> Result<(), GateError> {
         let counters = self.sandbox.counters();
         Counters::add(&counters.proofs);
-        proof::prove(&self.sandbox, in_force).inspect_err(|_| Counters::add(&counters.failed_proofs))
+        proof::prove(&self.sandbox, in_force).inspect_err(|error| {
+            // What could not be tried says nothing about the rules.
+            if matches!(error, GateError::Unproven(_)) {
+                Counters::add(&counters.failed_proofs);
+            }
+        })
     }
 
     /// Lets nothing pass any more, whatever the rules in the sandbox's namespace do: its sockets close and its wire is
@@ -212,8 +217,8 @@ impl Member {
     fn cut_off(&self, shared: &Shared, wire: &mut Wire, why: Broken) {
         wire.is_detached = true;
         self.stop.cancel();
-        self.cut_wire(shared, wire);
         self.broken.send_replace(Some(why));
+        self.cut_wire(shared, wire);
     }
 
     fn cut_wire(&self, shared: &Shared, wire: &mut Wire) {

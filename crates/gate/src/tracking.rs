@@ -269,6 +269,7 @@ impl Tracking {
         drop(state);
         match begun {
             Begun::Remembered => {}
+            Begun::InPlaceOf(lost) => sandbox.recorder.gap(LOST, lost),
             Begun::Over(totals) => sandbox.recorder.finish(event, totals),
             Begun::Forgotten => sandbox.recorder.gap(LOST, u64::from(event != 0)),
         }

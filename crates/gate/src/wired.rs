@@ -35,6 +35,8 @@ impl Default for WireLimits {
     }
 }
 
+const TCP: u8 = 6;
+
 /// What no wire's share is less than.
 const MIN_SHARE: usize = 1024;
 /// How many connections that are over may stay in the kernel's table, a wire, of its share: they keep addresses and
@@ -118,9 +120,11 @@ struct Look {
 pub(crate) enum Begun {
     /// It will be known when it ends.
     Remembered,
+    /// So will this one, but no more so many events of earlier ones.
+    InPlaceOf(u64),
     /// It has ended already.
     Over(FlowTotals),
-    /// There are too many: when it ends nobody will know whose it was.
+    /// There are too many, or it is one that is known already: its event will have no totals.
     Forgotten,
 }
 
@@ -246,16 +250,25 @@ impl<S: Clone> Wired<S> {
             return (Begun::Over(totals), Room::Unchanged);
         }
         // The kernel refuses new ones only when it has been told to: some come in between.
-        if wire.open.len() >= share.saturating_mul(2) || wire.displaced.len() >= MAX_EARLY {
+        if wire.open.len() >= share.saturating_mul(2) {
             return (Begun::Forgotten, Room::Unchanged);
         }
+        // Two of its first packets, on two processors: connection tracking has made one flow of them.
+        let is_twin = |open: &Open| now.saturating_duration_since(open.since) < EARLY;
+        if tuple.protocol != TCP && wire.open.get(&tuple).is_some_and(is_twin) {
+            return (Begun::Forgotten, Room::Unchanged);
+        }
+        let mut lost = 0;
         if let Some(last) = wire.open.insert(tuple, Open { event, since: now }) {
+            if wire.displaced.len() >= MAX_EARLY {
+                lost = count_events(wire.displaced.pop_front().iter().map(|(_, open)| open));
+            }
             wire.displaced.push_back((tuple, last));
         }
         let room = wire.room(share);
         let [first, ..] = &mut self.looks;
         first.push_back(Look { last: now, begun: now, slot, tuple });
-        (Begun::Remembered, room)
+        (if lost == 0 { Begun::Remembered } else { Begun::InPlaceOf(lost) }, room)
     }
 
     /// A flow (with the kernel's id of it) was seen to be over; the kernel will forget it later. `totals` may ask when

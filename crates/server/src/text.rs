@@ -12,6 +12,10 @@ pub(crate) enum Joined {
 /// Longest line that is waited for, in bytes; a longer one becomes several pieces.
 const LONGEST_LINE: usize = 256 << 10;
 
+/// How many lines of what arrives at once are pieces of their own: what is sent for each piece is many times an empty
+/// line. The others are one piece.
+const MOST_LINES: usize = 256;
+
 /// One output stream of a program, on its way to a reader.
 #[derive(Debug)]
 pub(crate) struct Text {
@@ -30,8 +34,13 @@ impl Text {
         let mut pieces = Vec::new();
         let mut rest = self.held.as_slice();
         while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-            let (line, after) = rest.split_at(end + 1);
-            pieces.push(self.piece(line));
+            let end = if pieces.len() < MOST_LINES {
+                end
+            } else {
+                rest.iter().rposition(|&byte| byte == b'\n').unwrap_or(end)
+            };
+            let (lines, after) = rest.split_at(end + 1);
+            pieces.push(self.piece(lines));
             rest = after;
         }
         if self.joined == Joined::Exactly || rest.len() > LONGEST_LINE {
@@ -99,6 +108,17 @@ mod tests {
                     assert_eq!(lines, expected.strip_suffix('\n').unwrap_or(&expected), "{first} {second}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn many_lines_at_once_are_few_pieces_and_the_same_text() {
+        let lines = "\n".repeat(64 << 10) + "end";
+        for joined in [Joined::Exactly, Joined::WithLineFeeds] {
+            let pieces = pieces(joined, &[lines.as_bytes()]);
+            assert_eq!(pieces.len(), MOST_LINES + 2);
+            let separator = if joined == Joined::Exactly { "" } else { "\n" };
+            assert_eq!(pieces.join(separator), lines);
         }
     }
 

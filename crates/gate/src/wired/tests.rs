@@ -97,6 +97,19 @@ fn a_flow_that_makes_room_for_the_next_was_not_told_to_and_one_that_is_over_was(
 }
 
 #[test]
+fn a_flow_of_datagrams_whose_first_packet_was_logged_twice_is_one() {
+    let now = Instant::now();
+    let mut wired = wired(10);
+    let datagrams = Tuple { protocol: 17, ..flow(1) };
+    assert_eq!(wired.begin(slot(0), datagrams, 11, now).0, Begun::Remembered);
+    assert_eq!(wired.begin(slot(0), datagrams, 12, now).0, Begun::Forgotten);
+    assert_eq!(wired.end(slot(0), datagrams, |_| totals(7), now).0, ended("one", 11, 7));
+    assert!(wired.wires[&slot(0)].open.is_empty());
+    assert_eq!(wired.begin(slot(0), datagrams, 13, now).0, Begun::Remembered);
+    assert_eq!(wired.begin(slot(0), datagrams, 14, now + EARLY).0, Begun::Remembered);
+}
+
+#[test]
 fn of_the_flows_that_are_over_the_kernel_keeps_some() {
     let now = Instant::now();
     let mut wired = wired(16);
@@ -157,10 +170,14 @@ fn what_is_remembered_is_bounded() {
         let _ = wired.end(slot(1), flow(port), |_| totals(1), now);
     }
     assert_eq!(wired.wires[&slot(1)].early.len(), MAX_EARLY);
-    for _ in 0..2000 {
-        let _ = wired.begin(slot(1), flow(5000), 1, now);
+    for number in 0..=MAX_EARLY + 1 {
+        let begun = wired.begin(slot(1), flow(5000), 1, now).0;
+        assert_eq!(begun, if number <= MAX_EARLY { Begun::Remembered } else { Begun::InPlaceOf(1) });
     }
     assert_eq!(wired.wires[&slot(1)].displaced.len(), MAX_EARLY);
+    // New ones count all the same.
+    let rooms = (0..3).map(|port| wired.begin(slot(1), flow(5001 + port), 1, now).1);
+    assert_eq!(rooms.collect::<Vec<_>>(), [Room::Unchanged, Room::Unchanged, Room::Full]);
 }
 
 #[test]

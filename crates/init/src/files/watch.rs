@@ -1,5 +1,6 @@
 //! Watching directories for changes.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -80,10 +81,11 @@ impl Watched {
         let mut waiting = VecDeque::from([(top.to_owned(), flags)]);
         let mut first = true;
         while let Some((path, flags)) = waiting.pop_front() {
-            match self.add(&path, flags, found) {
+            let room = MAX_WATCHED.saturating_sub(self.directories.len() + waiting.len());
+            match self.add(&path, flags, room, found) {
                 Ok(below) => waiting.extend(below.into_iter().map(|path| (path, OFlags::NOFOLLOW))),
+                Err(failure) if first || is_shortage(failure.kind) => return Err(failure),
                 // Below the first: gone meanwhile, or not the user's to read.
-                Err(failure) if first || failure.kind == FailureKind::TooLarge => return Err(failure),
                 Err(_) => {}
             }
             first = false;
@@ -91,12 +93,21 @@ impl Watched {
         Ok(())
     }
 
-    /// Watches one directory, and gives those in it that are to be watched too.
-    fn add(&mut self, path: &str, flags: OFlags, found: &mut Vec<Change>) -> Result<Vec<String>> {
+    /// Watches one directory, if there is `room`, and gives those in it that are to be watched too.
+    fn add(
+        &mut self,
+        path: &str,
+        flags: OFlags,
+        room: usize,
+        found: &mut Vec<Change>,
+    ) -> Result<Vec<String>> {
         let shown = if path.is_empty() { "/" } else { path };
-        if self.directories.len() >= MAX_WATCHED {
+        let too_many = || {
             let message = format!("{shown}: more than {MAX_WATCHED} directories to watch");
-            return Err(Failure::new(FailureKind::TooLarge, message));
+            Failure::new(FailureKind::TooLarge, message)
+        };
+        if room == 0 {
+            return Err(too_many());
         }
         let fd = open(CWD, shown, OFlags::RDONLY | OFlags::DIRECTORY | flags);
         let fd = fd.map_err(|error| failure(shown, error))?;
@@ -120,10 +131,15 @@ impl Watched {
             let path = format!("{path}/{}", name.to_string_lossy());
             let directory = entry.file_type() == FileType::Directory;
             if directory && path.len() < MAX_PATH {
+                if below.len() >= room {
+                    return Err(too_many());
+                }
                 below.push(path.clone());
             }
-            if found.len() < MAX_WATCHED {
-                found.push(Change { kind: ChangeKind::Create, path, directory });
+            match found.len().cmp(&MAX_WATCHED) {
+                Ordering::Less => found.push(Change { kind: ChangeKind::Create, path, directory }),
+                Ordering::Equal => found.push(lost()),
+                Ordering::Greater => {}
             }
         }
         Ok(below)
@@ -135,7 +151,10 @@ impl Watched {
         let (mut new, mut moved) = (Vec::new(), Vec::new());
         let mut buffer = [MaybeUninit::uninit(); EVENTS];
         let mut reader = Reader::new(&self.queue, &mut buffer);
-        loop {
+        let mut begun = false;
+        // One buffer at a time, whatever is in it.
+        while !(begun && reader.is_buffer_empty()) {
+            begun = true;
             let event = match reader.next() {
                 Ok(event) => event,
                 Err(Errno::AGAIN) => break,
@@ -144,7 +163,7 @@ impl Watched {
             };
             let flags = event.events();
             if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-                changes.push(Change { kind: ChangeKind::Lost, path: String::new(), directory: false });
+                changes.push(lost());
                 continue;
             }
             if flags.contains(ReadFlags::IGNORED) {
@@ -162,9 +181,6 @@ impl Watched {
                 moved.push(path.clone());
             }
             changes.push(Change { kind, path, directory });
-            if reader.is_buffer_empty() {
-                break;
-            }
         }
         for path in moved {
             self.forget(&path);
@@ -172,7 +188,7 @@ impl Watched {
         for path in new {
             // What came before it was watched is told as created; it may be told twice.
             match self.add_tree(&path, OFlags::NOFOLLOW, &mut changes) {
-                Err(failure) if failure.kind == FailureKind::TooLarge => return Err(failure),
+                Err(failure) if is_shortage(failure.kind) => return Err(failure),
                 _ => {}
             }
         }
@@ -193,6 +209,16 @@ impl Watched {
             let _ = inotify::remove_watch(&self.queue, number);
         }
     }
+}
+
+/// Says that something was not told.
+fn lost() -> Change {
+    Change { kind: ChangeKind::Lost, path: String::new(), directory: false }
+}
+
+/// Whether what cannot be watched is too much for this machine: then nothing more may be watched without a word.
+fn is_shortage(kind: FailureKind) -> bool {
+    matches!(kind, FailureKind::TooLarge | FailureKind::NoSpace | FailureKind::Busy)
 }
 
 fn kind(flags: ReadFlags) -> Option<ChangeKind> {

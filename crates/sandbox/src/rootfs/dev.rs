@@ -42,7 +42,7 @@ pub(super) fn mount(root: BorrowedFd<'_>, first_id: u32, shm_bytes: u64) -> Resu
         touch(dev.as_fd(), device)?;
         mounts::attach_at(&tree, dev.as_fd(), device)?;
     }
-    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", terminals.as_str()), ("max", "1024")];
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", terminals.as_str()), ("max", "64")];
     mounts::make_directory(dev.as_fd(), "pts")?;
     mounts::attach_at(&mounts::new("devpts", &options, no_programs)?, dev.as_fd(), "pts")?;
 

@@ -80,7 +80,6 @@ impl Check<'_> {
             return Ok(Some(report));
         };
         let mut report = ChainReport::new(sandbox, head.link, head.seq, head.pruned_seq);
-        self.find_wanted(&mut report, [head.pruned_link]);
         let notes = self.walk(&head, &mut report).await?;
         check_beginning(self.stream, &head, notes.pruned.as_ref(), &mut report);
         if self.stream == SERVICE {
@@ -115,7 +114,6 @@ impl Check<'_> {
                 }
                 Some((RETIRED, detail)) => {
                     if let Ok(retired) = serde_json::from_str::<Retired>(&detail) {
-                        self.find_wanted(report, retired.link.parse().ok());
                         notes.opened.remove(&retired.stream);
                     }
                 }
