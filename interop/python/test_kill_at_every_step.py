@@ -80,7 +80,8 @@ class Crashes:
         assert status == 200
         assert {box["state"] for box in listed["sandboxes"]} == {"running"}, listed
         boxes = {box["sandbox_id"] for box in listed["sandboxes"]}
-        assert {self.survivor, self.wired} <= boxes
+        for gone in {self.survivor, self.wired} - boxes:
+            pytest.fail(f"{gone} is gone: {self.lab.request('GET', f'/sandboxes/{gone}/audit?limit=1000')[1]['events'][-3:]}")
         for box in boxes:
             token = probes.canary()
             # Bindings are the daemon's, and go with it.

@@ -148,7 +148,11 @@ const PARAMETERS: [(&str, &str); 13] = [
 fn forget_wires() -> Result<(), netns::Error> {
     let mut connection = Connection::open()?;
     if let Some(link) = connection.link_index(WIRE)? {
-        connection.delete_link(link)?;
+        match connection.delete_link(link) {
+            // The kernel is taking the dead daemon's namespace down, and was faster.
+            Err(error) if error.is_no_such_device() => {}
+            other => other?,
+        }
     }
     for own in connection.addresses()? {
         if is_wire_address(own.address.addr()) {
