@@ -165,7 +165,10 @@ impl Attachment {
         self.member.tasks.spawn(verify(Arc::downgrade(&self.shared), Arc::downgrade(&self.member)));
         for socket in dns_udp {
             let (zone, stop) = (Arc::clone(sandbox), self.member.stop.clone());
-            self.spawn("the resolver", dns::serve_udp(socket, zone, config.upstream.clone(), stop));
+            let (workers, upstream) = (self.shared.workers.clone(), config.upstream.clone());
+            self.spawn("the resolver", async move {
+                workers.run(stop, |stop| dns::serve_udp(socket, zone, upstream, stop)).await
+            });
         }
         for listener in dns_tcp {
             let listener = tokio::net::TcpListener::from_std(listener).map_err(GateError::Watch)?;

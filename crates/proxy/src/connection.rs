@@ -68,7 +68,8 @@ impl<E: Egress> Connection<E> {
             opening::read(&mut *client, &mut bytes, self.limits.peek_bytes, patience, deadline).await;
         // A stream that ended without a byte may be that of a client which only wants to read.
         if matches!(opening, Opening::Silent | Opening::Closed) && bytes.is_empty() && server_may_be_first {
-            match self.let_server_begin(client, &mut bytes).await {
+            // Boxed, as everything that few connections need.
+            match Box::pin(self.let_server_begin(client, &mut bytes)).await {
                 Some((returned, late)) => (client, opening) = (returned, late),
                 None => return,
             }
@@ -88,7 +89,6 @@ impl<E: Egress> Connection<E> {
                 Ok(claim) => self.carry_tls(client, claim, &bytes).await,
                 Err(refusal) => self.refuse(client, Language::Tls, &refusal).await,
             },
-            // Boxed: most connections are TLS, and need not carry the room for this.
             Opening::Http => Box::pin(http::run(&self, client, bytes)).await,
             Opening::Unknown if self.is_web_port() => {
                 let refusal = self.refusal(Reason::UnknownProtocol, None, NameSource::None);

@@ -132,7 +132,8 @@ pub(crate) async fn by_name<E: Egress>(
     let candidates = if egress.names_bound_to(destination.ip()).contains(&name) {
         vec![destination.ip()]
     } else {
-        match egress.addresses_of(&name).await {
+        // Boxed: most names are bound already, and connections need not carry the room for asking.
+        match Box::pin(egress.addresses_of(&name)).await {
             Ok(addresses) => addresses,
             Err(NoAddress::Refused(verdict)) => {
                 return Err(refusal(in_force, verdict, Some(name), source, destination));

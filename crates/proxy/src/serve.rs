@@ -4,14 +4,18 @@ use std::{
     io,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::FutureExt;
 use policy::{EventKind, FlowEvent, NameSource, Rate, Reason};
 use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,6 +29,9 @@ use crate::{
 
 /// How long to wait after a failed `accept`, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Less than the deadlines of connections in their opening, so that a timer which is due then is due before theirs.
+const EARLY: Duration = Duration::from_secs(1);
 
 /// The bounds of one sandbox's proxy.
 #[derive(Clone, Copy, Debug)]
@@ -112,8 +119,18 @@ struct Server<E> {
 impl<E: Egress> Server<E> {
     async fn accept(&self, listener: &TcpListener) {
         let mut is_exhausted = false;
+        // The runtime makes a system call for every timer that is due before all others. While connections come, this
+        // one is.
+        let mut early = pin!(sleep(EARLY));
         loop {
-            let accepted = listener.accept().await;
+            let accepted = tokio::select! {
+                biased;
+                accepted = listener.accept() => accepted,
+                () = &mut early, if !early.is_elapsed() => continue,
+            };
+            if early.is_elapsed() {
+                early.as_mut().reset(Instant::now() + EARLY);
+            }
             is_exhausted = match &accepted {
                 Err(error) if sys::spare::is_exhausted(error) => {
                     if !is_exhausted {
@@ -136,11 +153,11 @@ impl<E: Egress> Server<E> {
                         fault(&*self.egress, None, destination);
                         tokio::task::yield_now().await;
                     }
-                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                    Err(_) => sleep(ACCEPT_PAUSE).await,
                 },
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -161,7 +178,7 @@ impl<E: Egress> Server<E> {
 
     fn begin(&self, client: Socket, destination: SocketAddr) -> bool {
         let from = (&self.recorder, &self.turns);
-        let registration = match self.flows.admit(self.id, &self.limits, from, Instant::now()) {
+        let registration = match self.flows.admit(self.id, &self.limits, from, Instant::now().into_std()) {
             Ok(registration) => registration,
             Err(reason) => {
                 let generation = self.egress.in_force().generation;
@@ -175,14 +192,15 @@ impl<E: Egress> Server<E> {
         let (egress, limits) = (Arc::clone(&self.egress), self.limits);
         let watched = (Arc::clone(&egress), Arc::clone(&entry));
         let connection = Connection { egress, registration, destination, _hold: hold, limits };
-        let running = AssertUnwindSafe(connection.run(client)).catch_unwind();
-        let task = tokio::spawn(async move {
+        // Boxed, because the runtime moves a task's future several times.
+        let running = AssertUnwindSafe(Box::pin(connection.run(client))).catch_unwind();
+        let task = tokio::spawn(running.map(move |ended| {
             // What it had, its sockets among them, went as it unwound.
-            if running.await.is_err() {
+            if ended.is_err() {
                 let (egress, entry) = watched;
                 fault(&*egress, entry.take_subject(), destination);
             }
-        });
+        }));
         entry.set_abort(task.abort_handle());
         true
     }

@@ -1,4 +1,4 @@
-//! Threads that only relay.
+//! Threads that carry what sandboxes send: relays, and whatever else is better off on one thread.
 
 use std::{
     io,
@@ -57,13 +57,11 @@ impl Workers {
         limits: Limits,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let mut idlest: Vec<&Worker> = self.workers.iter().collect();
-        idlest.sort_by_key(|worker| worker.listeners.load(Ordering::Relaxed));
         // If the caller stops waiting, or one server fails, so do all.
         let stop = stop.child_token();
         let _guard = stop.clone().drop_guard();
         let (mut servers, mut counted) = (Vec::new(), Vec::new());
-        for (listener, worker) in listeners.into_iter().zip(idlest.into_iter().cycle()) {
+        for (listener, worker) in listeners.into_iter().zip(self.idlest().cycle()) {
             counted.push(Serving::begin(&worker.listeners));
             let (egress, flows, stop) = (egress.clone(), flows.clone(), stop.clone());
             servers.push(worker.runtime.spawn(async move {
@@ -76,6 +74,33 @@ impl Workers {
             server.await.map_err(io::Error::other)??;
         }
         Ok(())
+    }
+
+    /// Runs a server to its end on the thread that serves the fewest. It gets a token that is cancelled with `stop`, or when
+    /// the caller stops waiting.
+    ///
+    /// # Errors
+    /// What the server says, or that it panicked, or that the threads have ended.
+    pub async fn run<S>(
+        &self,
+        stop: CancellationToken,
+        server: impl FnOnce(CancellationToken) -> S,
+    ) -> io::Result<()>
+    where
+        S: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        let stop = stop.child_token();
+        let _guard = stop.clone().drop_guard();
+        let Some(worker) = self.idlest().next() else { return Err(io::ErrorKind::NotFound.into()) };
+        let _counted = Serving::begin(&worker.listeners);
+        worker.runtime.spawn(server(stop)).await.map_err(io::Error::other)?
+    }
+
+    /// The threads, beginning with those that serve the fewest.
+    fn idlest(&self) -> impl Iterator<Item = &Worker> + Clone {
+        let mut workers: Vec<_> = self.workers.iter().collect();
+        workers.sort_by_key(|worker| worker.listeners.load(Ordering::Relaxed));
+        workers.into_iter()
     }
 }
 
@@ -103,5 +128,55 @@ impl<'w> Serving<'w> {
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_ends_when_it_is_told_to_and_its_failure_is_told() {
+        let workers = Workers::start(1).unwrap();
+        let stop = CancellationToken::new();
+        let obedient = workers.run(stop.clone(), async |stop| {
+            stop.cancelled().await;
+            Ok(())
+        });
+        let ended = async {
+            stop.cancel();
+            obedient.await
+        };
+        assert!(ended.await.is_ok());
+        let failing = workers.run(CancellationToken::new(), async |_| Err(io::ErrorKind::BrokenPipe.into()));
+        assert_eq!(failing.await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let panicking = workers.run(CancellationToken::new(), async |_| panic!("on purpose"));
+        assert!(panicking.await.is_err());
+        // The thread has outlived it.
+        assert!(workers.run(CancellationToken::new(), async |_| Ok(())).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_server_ends_when_nobody_waits_for_it_any_more() {
+        let workers = Workers::start(1).unwrap();
+        let (begun, begins) = oneshot::channel();
+        let (ended, ends) = oneshot::channel();
+        let server = workers.run(CancellationToken::new(), |stop| async move {
+            begun.send(()).unwrap();
+            stop.cancelled().await;
+            ended.send(()).unwrap();
+            Ok(())
+        });
+        let mut server = Box::pin(server);
+        tokio::select! {
+            _ = &mut server => panic!("it ended by itself"),
+            begun = begins => begun.unwrap(),
+        }
+        drop(server);
+        tokio::time::timeout(Duration::from_secs(10), ends).await.unwrap().unwrap();
     }
 }

@@ -19,7 +19,7 @@ pub(super) enum Value<'a> {
 }
 
 /// How many rows a statement takes, the largest first. Each is prepared once.
-const SIZES: [usize; 3] = [50, 10, 1];
+const SIZES: [usize; 3] = [200, 20, 1];
 
 /// A statement for each of the [`SIZES`].
 pub(super) struct Statements {
