@@ -64,6 +64,7 @@ impl Attachment {
         Self { shared, member }
     }
 
+    #[cfg(test)]
     pub(crate) fn member(&self) -> &Arc<Member> {
         &self.member
     }

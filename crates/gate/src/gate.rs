@@ -173,22 +173,20 @@ impl Gate {
         open: impl FnOnce() -> Result<(NetNs, Interior), GateError> + Send + 'static,
     ) -> Result<Attachment, GateError> {
         let shared = Arc::clone(&self.shared);
-        let (member, listeners) = blocking(move || {
+        let (attachment, listeners) = blocking(move || {
             let (namespace, interior) = open()?;
             let (sandbox, listeners) = shared.sandbox(namespace, interior, request);
             sandbox.record_absence();
             let member = Arc::new(Member::new(Arc::new(sandbox)));
-            if let Err(error) = member.start(&shared) {
+            if let Err(error) = shared.enter(&member) {
                 member.release(&shared);
                 return Err(error);
             }
-            Ok((member, listeners))
+            // From here on dropping the attachment takes everything down again, also when nobody waits for it any more.
+            Ok((Attachment::new(shared, member), listeners))
         })
         .await?;
-        let attachment = Attachment::new(Arc::clone(&self.shared), member);
-        // From here on dropping the attachment takes everything down again.
         attachment.serve(listeners, &self.shared.config)?;
-        self.shared.members.lock().push(Arc::downgrade(attachment.member()));
         Ok(attachment)
     }
 }
@@ -429,6 +427,18 @@ impl Shared {
         (sandbox, listeners)
     }
 
+    /// Puts a sandbox's first policy in force, and has it follow the machine's network from then on.
+    fn enter(self: &Arc<Self>, member: &Arc<Member>) -> Result<(), GateError> {
+        member.start(self)?;
+        self.join(member)
+    }
+
+    /// From now on it gets what changes of the machine's network, and now what has changed before it was among the others.
+    fn join(self: &Arc<Self>, member: &Arc<Member>) -> Result<(), GateError> {
+        self.members.lock().push(Arc::downgrade(member));
+        member.refresh(self)
+    }
+
     fn members(&self) -> Vec<Arc<Member>> {
         let mut members = self.members.lock();
         members.retain(|member| member.strong_count() > 0);
@@ -444,16 +454,14 @@ impl Shared {
         // Until all of it is done: what fails on the way is to be tried again, although the machine's network is then the
         // same as before.
         self.is_behind.store(true, Ordering::SeqCst);
-        let floor = Arc::clone(&node.floor);
-        let ipv6 = node.ipv6;
-        self.node.store(Arc::new(node));
-        self.with_existing_uplink(|uplink| {
-            uplink::enable_forwarding(ipv6).map_err(GateError::Uplink)?;
-            uplink.set_floor(&floor.networks())
-        })?;
-        let mut result = Ok(());
+        let node = Arc::new(node);
+        self.node.store(Arc::clone(&node));
+        let mut result = self.with_existing_uplink(|uplink| {
+            uplink::enable_forwarding(node.ipv6).map_err(GateError::Uplink)?;
+            uplink.set_floor(&node.floor.networks())
+        });
         for member in self.members() {
-            if let Err(error) = member.refresh(self, &floor) {
+            if let Err(error) = member.refresh(self) {
                 let sandbox = member.sandbox.recorder.sandbox();
                 tracing::error!(sandbox, error = %chain(&error), "the new floor is not in force");
                 result = Err(error);
@@ -523,3 +531,6 @@ async fn sweep(shared: Weak<Shared>, stop: CancellationToken) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,8 @@ mod bindings;
 mod error;
 mod events;
 mod fence;
+#[cfg(test)]
+mod fixture;
 mod gate;
 mod ledger;
 mod limits;

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    GateError, addresses::Slot, gate::Shared, proof, revoke, sandbox::Sandbox, stats::Counters,
+    GateError, addresses::Slot, gate::Shared, node::Node, proof, revoke, sandbox::Sandbox, stats::Counters,
     uplink::Carries,
 };
 
@@ -42,8 +42,8 @@ struct Wire {
     /// The place of the wire; kept when the wire goes, because connections through the proxy may have its address.
     slot: Option<Slot>,
     is_laid: bool,
-    /// Whether any policy has been in force.
-    is_enforced: bool,
+    /// The machine's network that the rules were made for, once any policy has been in force.
+    made_for: Option<Arc<Node>>,
     is_detached: bool,
 }
 
@@ -64,6 +64,24 @@ impl Member {
         self.put_in_force(shared, &mut self.wire.lock(), &first)
     }
 
+    /// As if a change of the machine's network had not reached this sandbox.
+    #[cfg(test)]
+    pub(crate) fn fall_behind(&self) {
+        self.wire.lock().made_for = Some(Arc::new(Node::nowhere()));
+    }
+
+    /// Puts the sandbox's policy in force over a wire, and panics in the middle of that: when the wire lies.
+    #[cfg(test)]
+    pub(crate) fn start_and_panic(&self, shared: &Arc<Shared>) -> Result<(), GateError> {
+        let wire = &mut self.wire.lock();
+        self.guarded(shared, wire, |wire| {
+            let next = self.sandbox.force().now.clone();
+            self.lay(shared, wire, &next, &shared.node())?;
+            self.sandbox.enforce(&next, wire.slot, &shared.node())?;
+            panic!("on purpose")
+        })
+    }
+
     /// Replaces the policy and returns the new generation. Connections that it does not permit are cut before this
     /// returns. On an error the old policy is in force as before.
     pub(crate) fn set_policy(&self, shared: &Arc<Shared>, policy: Arc<Policy>) -> Result<u64, GateError> {
@@ -73,21 +91,22 @@ impl Member {
         Ok(generation)
     }
 
-    /// Puts the same policy in force over another floor, or with another IPv6 path, as a new generation.
-    pub(crate) fn refresh(&self, shared: &Arc<Shared>, floor: &Arc<Floor>) -> Result<(), GateError> {
+    /// Puts the same policy in force over another floor, or with another IPv6 path, as a new generation: if the rules were
+    /// made for another network than the machine has now.
+    pub(crate) fn refresh(&self, shared: &Arc<Shared>) -> Result<(), GateError> {
         let mut wire = self.wire.lock();
-        if wire.is_detached || !wire.is_enforced {
+        let is_current = |made_for: &Arc<Node>| made_for.same(&shared.node());
+        if wire.is_detached || wire.made_for.as_ref().is_none_or(is_current) {
             return Ok(());
         }
-        let now = self.sandbox.force().now.clone();
-        let policy = Arc::new(recompile(&now.policy, floor));
-        self.put_in_force(shared, &mut wire, &InForce { policy, generation: now.generation + 1 })
+        let InForce { policy, generation } = self.sandbox.force().now.clone();
+        self.put_in_force(shared, &mut wire, &InForce { policy, generation: generation + 1 })
     }
 
     /// Tries the rules, which somebody may have changed, and cuts the sandbox off if they do not hold.
     pub(crate) fn verify(&self, shared: &Shared) {
         let mut wire = self.wire.lock();
-        if wire.is_detached || !wire.is_enforced {
+        if wire.is_detached || wire.made_for.is_none() {
             return;
         }
         let now = self.sandbox.force().now.clone();
@@ -148,32 +167,44 @@ impl Member {
         if wire.is_detached {
             return Err(GateError::Detached);
         }
-        match catch_unwind(AssertUnwindSafe(|| self.replace(shared, wire, next))) {
-            Ok(replaced) => replaced,
-            Err(_panic) => {
-                self.cut_off(shared, wire, Broken::Service);
-                Err(GateError::Fault)
-            }
-        }
+        self.guarded(shared, wire, |wire| self.replace(shared, wire, next))
+    }
+
+    /// A panic in the middle of `work` leaves the sandbox cut off.
+    fn guarded(
+        &self,
+        shared: &Shared,
+        wire: &mut Wire,
+        work: impl FnOnce(&mut Wire) -> Result<(), GateError>,
+    ) -> Result<(), GateError> {
+        catch_unwind(AssertUnwindSafe(|| work(wire))).unwrap_or_else(|_panic| {
+            self.cut_off(shared, wire, Broken::Service);
+            Err(GateError::Fault)
+        })
     }
 
     fn replace(&self, shared: &Arc<Shared>, wire: &mut Wire, next: &InForce) -> Result<(), GateError> {
+        // One reading for all of it. Whoever changes it comes to every sandbox after that, and waits for the lock of this
+        // one: so the floor is the one of now, or is replaced in a moment.
+        let node = Arc::clone(&shared.node());
+        let next = &over_floor(next, &node.floor);
         let before = self.sandbox.force().now.clone();
         let was_laid = wire.is_laid;
         let wants = next.policy.topology() == Topology::Wire;
         // What the uplink lets through meanwhile is what both the old rules inside and the new ones outside permit.
-        let changed = if wants { self.lay(shared, wire, next) } else { Ok(()) };
-        if let Err(error) = changed.and_then(|()| self.sandbox.enforce(next, wire.slot)) {
+        let changed = if wants { self.lay(shared, wire, next, &node) } else { Ok(()) };
+        if let Err(error) = changed.and_then(|()| self.sandbox.enforce(next, wire.slot, &node)) {
             self.step_back(shared, wire, was_laid, &before);
             return Err(error);
         }
+        let is_first = wire.made_for.replace(node).is_none();
         if was_laid && !wants {
             wire.is_laid = false;
             if let Some(slot) = wire.slot {
                 self.disconnect(shared, slot);
             }
         }
-        if wire.is_enforced {
+        if !is_first {
             self.sandbox.flows.rejudge(next);
             if was_laid || wants {
                 revoke::cut(&self.sandbox, &before, next).unwrap_or_else(|error| self.complain(&error));
@@ -185,7 +216,6 @@ impl Member {
                 shared.revoke_flows(slot, next);
             }
         }
-        let is_first = !std::mem::replace(&mut wire.is_enforced, true);
         match self.prove(next) {
             // The kernel has confirmed the rules; they are tried as soon as that can be done.
             Err(error @ GateError::Untried(_)) if !is_first => {
@@ -230,12 +260,18 @@ impl Member {
         }
     }
 
-    fn lay(&self, shared: &Arc<Shared>, wire: &mut Wire, next: &InForce) -> Result<(), GateError> {
+    fn lay(
+        &self,
+        shared: &Arc<Shared>,
+        wire: &mut Wire,
+        next: &InForce,
+        node: &Node,
+    ) -> Result<(), GateError> {
         let slot = match wire.slot {
             Some(slot) => slot,
             None => *wire.slot.insert(shared.reserve_slot(&self.sandbox)?),
         };
-        let carries = Carries { view: next.policy.kernel(), ipv6: shared.node().ipv6 };
+        let carries = Carries { view: next.policy.kernel(), ipv6: node.ipv6 };
         if wire.is_laid {
             shared.with_uplink(|uplink| uplink.set_rules(slot, carries))
         } else {
@@ -283,6 +319,15 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// A name that nobody can have (RFC 6761 section 6.4).
 const NOBODY: &str = "on-the-floor.invalid";
+
+/// What is to be put in force, over this floor: what it was compiled over may have changed since.
+fn over_floor(next: &InForce, floor: &Arc<Floor>) -> InForce {
+    let own = next.policy.floor();
+    if Arc::ptr_eq(own, floor) || own.networks() == floor.networks() {
+        return next.clone();
+    }
+    InForce { policy: Arc::new(recompile(&next.policy, floor)), generation: next.generation }
+}
 
 /// The policy over another floor. An entry that names what has come onto the floor since (an address that is the
 /// machine's now) means nothing any more; the others keep their positions.

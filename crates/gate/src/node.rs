@@ -23,6 +23,13 @@ impl Node {
         Self::ask(protected).map_err(|error| GateError::SetUp("the machine", error))
     }
 
+    /// A machine without a network.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        let addresses = vec![IpAddr::from([192, 0, 2, 1])];
+        Self { floor: Arc::new(Floor::new([])), ipv6: false, addresses }
+    }
+
     /// Whether another reading found the same.
     pub(crate) fn same(&self, other: &Self) -> bool {
         self.ipv6 == other.ipv6 && self.addresses == other.addresses

@@ -116,8 +116,7 @@ impl Sandbox {
 
     /// Puts a policy in force: the rules in one transaction, with the bindings that the policy still permits.
     /// From then on, what was permitted under another one is not bound any more.
-    pub(crate) fn enforce(&self, next: &InForce, slot: Option<Slot>) -> Result<(), GateError> {
-        let node = self.shares.node.load();
+    pub(crate) fn enforce(&self, next: &InForce, slot: Option<Slot>, node: &Node) -> Result<(), GateError> {
         let policy = &next.policy;
         let force = Force::new(next.clone(), Some(self.force().now.clone()));
         let floor = node.floor.networks();
