@@ -16,7 +16,7 @@ use policy::{Floor, Policy, PolicySpec};
 use store::Store;
 use tokio::time::timeout;
 
-use crate::{AttachRequest, Attachment, Gate, GateConfig};
+use crate::{AttachRequest, Attachment, Gate, GateConfig, Limits};
 
 /// What takes longer hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,10 +30,16 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// With its data in this directory.
     pub(crate) async fn start(directory: &Path) -> Self {
+        Self::with(directory, Limits::default()).await
+    }
+
+    /// As [`Self::start`], with these limits.
+    pub(crate) async fn with(directory: &Path, limits: Limits) -> Self {
         let store = Store::open(&directory.join("data")).await.unwrap();
         let audit = Audit::start(store, AuditConfig::default()).await.unwrap();
         let upstream = Upstream::new(UpstreamConfig::new(vec!["127.0.0.1:9".parse().unwrap()])).unwrap();
-        Self { gate: Gate::start(GateConfig::new(upstream)).await.unwrap(), audit }
+        let config = GateConfig { limits, ..GateConfig::new(upstream) };
+        Self { gate: Gate::start(config).await.unwrap(), audit }
     }
 
     /// For a sandbox under these entries, compiled over this floor.

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use audit::Recorder;
 use dns::Upstream;
 use futures_util::FutureExt;
-use netns::{LinkBytes, Monitor, NetNs};
+use netns::{Monitor, NetNs};
 use parking_lot::Mutex;
 use policy::{Floor, InForce, Policy};
 use proxy::Workers;
@@ -35,7 +35,7 @@ use crate::{
     sandbox::{Sandbox, Shares},
     stats::{Counters, GateStats},
     tracking::{self, Tracking},
-    uplink::{self, Uplink},
+    uplink::{self, Carries, Uplink},
     watched::watched,
 };
 
@@ -241,6 +241,22 @@ impl Shared {
         Ok(slot)
     }
 
+    /// Lays a sandbox's wire.
+    pub(crate) fn connect(
+        self: &Arc<Self>,
+        slot: Slot,
+        sandbox: &Sandbox,
+        carries: Carries<'_>,
+    ) -> Result<(), GateError> {
+        self.with_uplink(|uplink| {
+            uplink.connect(slot, &sandbox.namespace, carries)?;
+            if let Some(tracking) = self.tracking.get() {
+                tracking.laid(slot);
+            }
+            Ok(())
+        })
+    }
+
     /// Has the uplink cut a wire, and ends the flows that went by it, with their totals.
     pub(crate) fn cut(
         &self,
@@ -366,36 +382,35 @@ impl Shared {
         })
     }
 
-    /// Adds what went by wires to what each sandbox has moved.
-    pub(crate) fn count_bytes(&self) -> Result<(), GateError> {
-        let mut moved = Vec::new();
-        self.with_existing_uplink(|uplink| {
-            moved = uplink.all_bytes()?;
-            Ok(())
-        })?;
-        self.spend(moved);
-        Ok(())
+    /// Adds what went by wires to what each sandbox has moved. A sandbox to which its limit could not be held several
+    /// times is cut off.
+    pub(crate) fn count_bytes(&self) {
+        let Some(tracking) = self.tracking.get() else { return };
+        let slots = self.uplink.lock().as_ref().map(Uplink::slots).unwrap_or_default();
+        for slot in slots {
+            let counted = self.count_bytes_of(slot);
+            if let Err(error) = &counted {
+                tracing::error!(error = %chain(error), wire = slot.interface(), "the limit on bytes is not held");
+            }
+            let Some(sandbox) = tracking.limited(slot, counted.is_ok()) else { continue };
+            let member = self.members().into_iter().find(|member| Arc::ptr_eq(&member.sandbox, &sandbox));
+            if let Some(member) = member {
+                member.fail(self);
+            }
+        }
     }
 
     /// As [`Self::count_bytes`], of one wire, if that matters.
     fn count_bytes_of(&self, slot: Slot) -> Result<(), GateError> {
-        if !self.config.limits.flows.bytes.can_be_reached() {
-            return Ok(());
-        }
+        let limits = &self.config.limits.flows.bytes;
+        let Some(tracking) = self.tracking.get().filter(|_| limits.can_be_reached()) else { return Ok(()) };
         let mut moved = None;
         self.with_existing_uplink(|uplink| {
-            moved = uplink.bytes(slot)?;
+            // One whose namespace has just gone has none.
+            moved = uplink.bytes(slot)?.and_then(|bytes| tracking.moved(slot, bytes));
             Ok(())
         })?;
-        self.spend(moved.map(|moved| (slot, moved)));
-        Ok(())
-    }
-
-    fn spend(&self, moved: impl IntoIterator<Item = (Slot, LinkBytes)>) {
-        let Some(tracking) = self.tracking.get() else { return };
-        for (slot, moved) in moved {
-            tracking.spend(slot, moved, &self.config.limits.flows.bytes);
-        }
+        moved.map_or(Ok(()), |moved| tracking.spend(&moved, limits))
     }
 
     fn sandbox(

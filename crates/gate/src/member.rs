@@ -64,6 +64,12 @@ impl Member {
         self.put_in_force(shared, &mut self.wire.lock(), &first)
     }
 
+    /// The place of its wire.
+    #[cfg(test)]
+    pub(crate) fn slot(&self) -> Option<Slot> {
+        self.wire.lock().slot
+    }
+
     /// As if a change of the machine's network had not reached this sandbox.
     #[cfg(test)]
     pub(crate) fn fall_behind(&self) {
@@ -275,7 +281,7 @@ impl Member {
         if wire.is_laid {
             shared.with_uplink(|uplink| uplink.set_rules(slot, carries))
         } else {
-            shared.with_uplink(|uplink| uplink.connect(slot, &self.sandbox.namespace, carries))?;
+            shared.connect(slot, &self.sandbox, carries)?;
             wire.is_laid = true;
             Ok(())
         }

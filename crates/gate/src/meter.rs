@@ -22,7 +22,11 @@ pub(crate) async fn run(shared: Weak<Shared>, stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         let Some(shared) = shared.upgrade() else { return };
-        if let Err(error) = blocking(move || shared.count_bytes()).await {
+        let count = move || {
+            shared.count_bytes();
+            Ok(())
+        };
+        if let Err(error) = blocking(count).await {
             tracing::error!(error = %chain(&error), "the bytes that go by wires are not counted");
         }
     }

@@ -38,9 +38,9 @@ fn destroy(
     generation: u64,
     judge: impl Fn(&SocketEntry) -> Option<Option<Verdict>> + Sync,
 ) -> Result<(), GateError> {
-    let cut = || -> Result<Vec<FlowEvent>, netns::Error> {
+    let mut revoked = Vec::new();
+    let cut = || -> Result<(), netns::Error> {
         let mut table = SocketTable::open()?;
-        let mut revoked = Vec::new();
         for transport in [Transport::Tcp, Transport::Udp] {
             for family in [Family::V4, Family::V6] {
                 for socket in table.connected(transport, family)? {
@@ -50,14 +50,15 @@ fn destroy(
                 }
             }
         }
-        Ok(revoked)
+        Ok(())
     };
-    let revoked =
-        sandbox.namespace.run(cut).map_err(|error| GateError::EnterNamespace("the sandbox", error))?;
-    for event in revoked.map_err(|error| GateError::SetUp("the sandbox", error))? {
+    let cut = sandbox.namespace.run(cut);
+    // What was cut before something failed is cut.
+    for event in revoked {
         sandbox.recorder.flow(event);
     }
-    Ok(())
+    cut.map_err(|error| GateError::EnterNamespace("the sandbox", error))?
+        .map_err(|error| GateError::SetUp("the sandbox", error))
 }
 
 /// `None` when the socket may live; otherwise the verdict to be recorded, unless it is the proxy's business.

@@ -22,13 +22,15 @@ use nft::{
 };
 use parking_lot::Mutex;
 use policy::{Flow, FlowTotals, InForce, Topology};
-use tokio::{io::unix::AsyncFd, runtime::Handle};
+use tokio::{io::unix::AsyncFd, runtime::Handle, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     ByteLimits, GateError,
     addresses::Slot,
-    events, revoke,
+    events,
+    member::chain,
+    revoke,
     sandbox::{DAEMON_FAULT, Sandbox},
     uplink::Counts,
     uplink_rules::{self, LIMITED, PERMITTED},
@@ -47,6 +49,16 @@ pub(crate) struct Tracking {
     runtime: Handle,
     /// Whether something that was to be told was lost since the last [`Self::compare`].
     lost: AtomicBool,
+    /// Why the endings cannot be read any more, for [`follow`].
+    unreadable: watch::Sender<Option<String>>,
+}
+
+/// What a wire has moved since that was last told.
+pub(crate) struct Moved {
+    slot: Slot,
+    sandbox: Weak<Sandbox>,
+    up: u64,
+    down: u64,
 }
 
 /// What is kept the same in memory and in the kernel.
@@ -133,6 +145,7 @@ impl Tracking {
             machine: Mutex::new(machine),
             runtime,
             lost: AtomicBool::new(false),
+            unreadable: watch::Sender::default(),
         }
     }
 
@@ -146,36 +159,60 @@ impl Tracking {
         }
     }
 
+    /// The wire was laid. As [`Self::moved`], while the uplink is held.
+    pub(crate) fn laid(&self, slot: Slot) {
+        self.state.lock().wired.laid(slot);
+    }
+
+    /// Takes note of what a wire has moved since it was laid. To be called while the uplink is held under which that was
+    /// read, so that no wire is laid or cut between the two.
+    pub(crate) fn moved(&self, slot: Slot, moved: LinkBytes) -> Option<Moved> {
+        let (sandbox, up, down) = self.state.lock().wired.moved(slot, moved)?;
+        Some(Moved { slot, sandbox, up, down })
+    }
+
     /// Adds what a wire has moved to what its sandbox has. If that is more than it may, the wire's flows are ended, and
-    /// it gets no others.
-    pub(crate) fn spend(self: &Arc<Self>, slot: Slot, moved: LinkBytes, limits: &ByteLimits) {
-        let mut state = self.state.lock();
-        let (up, down) = state.wired.moved(slot, moved);
-        let sandbox = state.wired.sandbox(slot);
-        drop(state);
-        let Some(sandbox) = sandbox.as_ref().and_then(Weak::upgrade) else { return };
+    /// it gets no others; what of that fails is done again with the next call.
+    pub(crate) fn spend(self: &Arc<Self>, moved: &Moved, limits: &ByteLimits) -> Result<(), GateError> {
+        let Moved { slot, up, down, .. } = *moved;
+        let Some(sandbox) = moved.sandbox.upgrade() else { return Ok(()) };
         if sandbox.flows.spend(limits, up, down, sandbox.force().now.generation) {
-            return;
+            return Ok(());
         }
         let mut state = self.state.lock();
-        let (is_new, room) = state.wired.spend(slot);
-        state.make(slot, room);
+        if !state.wired.sandbox(slot).is_some_and(|now| now.ptr_eq(&moved.sandbox)) {
+            // The wire is another's by now.
+            return Ok(());
+        }
+        let (is_uncut, room) = state.wired.spend(slot);
+        let told = state.tell(slot, room).map_err(|error| GateError::Rules("the uplink", error));
         drop(state);
-        if !is_new {
-            return;
+        if !is_uncut {
+            return told;
         }
-        if let Err(error) = revoke::cut_spent(&sandbox) {
-            tracing::error!(%error, wire = slot.interface(), "connections were not cut");
-        }
-        self.cut(slot);
+        let destroyed = revoke::cut_spent(&sandbox);
+        let ended = self.end(slot).map_err(GateError::Tracking);
+        told.and(destroyed).and(ended)?;
+        self.state.lock().wired.was_cut(slot);
+        Ok(())
+    }
+
+    /// Whether the limit on bytes could be held to a wire this time. Gives whose it is when that has failed too often.
+    pub(crate) fn limited(&self, slot: Slot, could_be: bool) -> Option<Arc<Sandbox>> {
+        self.state.lock().wired.limited(slot, could_be)?.upgrade()
     }
 
     /// The wire passes nothing any more: ends its connections, and records what they amounted to.
     pub(crate) fn cut(self: &Arc<Self>, slot: Slot) {
-        if let Err(error) = self.table.lock().end_marked(slot.mark(), Slot::MARK_MASK) {
+        if let Err(error) = self.end(slot) {
             tracing::warn!(%error, wire = slot.interface(), "the connections of a wire were not ended");
         }
+    }
+
+    fn end(self: &Arc<Self>, slot: Slot) -> Result<(), nft::Error> {
+        let ended = self.table.lock().end_marked(slot.mark(), Slot::MARK_MASK);
         self.take_endings(usize::MAX);
+        ended.map(drop)
     }
 
     /// Nothing more of this wire will be logged.
@@ -275,12 +312,21 @@ impl Tracking {
         }
     }
 
-    /// Records connections that have ended, so many at most. Returns whether there may be more.
-    fn take_endings(self: &Arc<Self>, most: usize) -> bool {
-        let (mut cut, mut over) = (Vec::new(), Vec::new());
+    /// Records connections that have ended, so many at most. Returns whether these were all.
+    fn take_endings(&self, most: usize) -> bool {
         let mut endings = self.endings.lock();
+        self.take(most, || endings.recv())
+    }
+
+    /// As [`Self::take_endings`], from what `receive` gives. After an error [`follow`] ends.
+    pub(crate) fn take(
+        &self,
+        most: usize,
+        mut receive: impl FnMut() -> Result<Option<nft::conntrack::Ended>, nft::Error>,
+    ) -> bool {
+        let (mut cut, mut over) = (Vec::new(), Vec::new());
         let is_done = loop {
-            match endings.recv() {
+            match receive() {
                 Ok(Some(ended)) => {
                     if ended.overrun {
                         self.lost.store(true, Ordering::Release);
@@ -299,7 +345,7 @@ impl Tracking {
                 }
                 Ok(None) => break true,
                 Err(error) => {
-                    tracing::error!(%error, "what passed by wires is not known any more");
+                    self.unreadable.send_replace(Some(chain(&error)));
                     break true;
                 }
             }
@@ -307,7 +353,6 @@ impl Tracking {
                 break false;
             }
         };
-        drop(endings);
         if let Err(error) = self.end_outside(&cut, &over) {
             tracing::debug!(%error, "the machine still tracks connections that have ended");
         }
@@ -411,15 +456,24 @@ impl Tracking {
 }
 
 /// Follows what the kernel tells of connections that end, until `stop`.
+///
+/// # Errors
+/// When that cannot be read any more, by whoever has tried to.
 pub(crate) async fn follow(tracking: AsyncFd<Watched>, stop: CancellationToken) -> io::Result<()> {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut comparisons = tokio::time::interval(COMPARE);
     comparisons.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let Watched(this) = tracking.get_ref();
+    let mut unreadable = this.unreadable.subscribe();
     loop {
+        if let Some(error) = &*unreadable.borrow_and_update() {
+            return Err(io::Error::other(error.clone()));
+        }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
+            // There is a sender: `this`.
+            _ = unreadable.changed() => {}
             _ = looks.tick() => this.look(),
             _ = comparisons.tick() => {
                 if this.lost.swap(false, Ordering::AcqRel) {
@@ -448,10 +502,15 @@ impl AsRawFd for Watched {
 impl Descriptor for Watched {}
 
 impl State {
-    /// Tells the kernel whether a wire may have new flows.
+    /// Tells the kernel whether a wire may have new flows; if that fails, with the next change again.
+    fn tell(&mut self, slot: Slot, room: Room) -> Result<(), nft::Error> {
+        let Some(batch) = uplink_rules::room(slot, room) else { return Ok(()) };
+        self.filter.commit(batch).map(drop).inspect_err(|_| self.wired.was_not_told(slot, room))
+    }
+
+    /// As [`Self::tell`], where nothing else can be done about an error.
     fn make(&mut self, slot: Slot, room: Room) {
-        let Some(batch) = uplink_rules::room(slot, room) else { return };
-        if let Err(error) = self.filter.commit(batch) {
+        if let Err(error) = self.tell(slot, room) {
             tracing::error!(%error, wire = slot.interface(), ?room, "a limit on flows is not in force");
         }
     }

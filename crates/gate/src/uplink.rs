@@ -121,34 +121,55 @@ impl Uplink {
     /// Lets nothing pass by a wire any more whose sandbox has ended. Its interfaces go with the sandbox's namespace,
     /// a moment later: nobody has to wait for that.
     pub(crate) fn cut(&mut self, slot: Slot) -> Result<(), GateError> {
-        if let Some(rules) = self.wires.remove(&slot) {
-            let batch = uplink_rules::remove_wire(slot, &rules);
-            self.filter.commit(batch).map_err(|error| GateError::Rules(WHOSE, error))?;
-            self.lingering.push_back((slot, Instant::now()));
+        let Some(rules) = self.wires.get(&slot) else { return Ok(()) };
+        let removed = self.filter.commit(uplink_rules::remove_wire(slot, rules));
+        self.lingering.push_back((slot, Instant::now()));
+        match removed {
+            Ok(_) => {
+                self.wires.remove(&slot);
+                Ok(())
+            }
+            // The rules are replaced by those of the next wire with this slot. Without interfaces nothing comes to them.
+            Err(error) => {
+                tracing::error!(%error, wire = slot.interface(), "the rules of a wire were not removed");
+                self.remove_link(slot).map(drop)
+            }
         }
-        Ok(())
     }
 
     /// Removes the interfaces of wires that were cut before `before` and whose namespaces are still there.
     pub(crate) fn remove_lingering(&mut self, before: Instant) -> Result<(), GateError> {
-        while let Some((slot, _)) = self.lingering.pop_front_if(|(_, cut)| *cut < before) {
-            if self.remove_link(slot)? {
-                tracing::warn!(wire = slot.interface(), "the namespace of an ended sandbox is still in use");
+        let due: Vec<Slot> =
+            self.lingering.iter().filter(|(_, cut)| *cut < before).map(|(slot, _)| *slot).collect();
+        let mut result = Ok(());
+        for slot in due {
+            match self.remove_link(slot) {
+                Ok(true) => {
+                    tracing::warn!(
+                        wire = slot.interface(),
+                        "the namespace of an ended sandbox is still in use"
+                    );
+                }
+                Ok(false) => {}
+                // It is still among them, and tried again.
+                Err(error) => result = Err(error),
             }
         }
-        Ok(())
+        result
     }
 
     /// Whether there was one.
     fn remove_link(&mut self, slot: Slot) -> Result<bool, GateError> {
         let set_up = |error| GateError::SetUp(WHOSE, error);
+        let link = self.routes.link_index(&slot.interface()).map_err(set_up)?;
+        let was_there = match link.map(|link| self.routes.delete_link(link)) {
+            // It went by itself before, or in between.
+            None => false,
+            Some(Err(error)) if error.is_no_such_device() => false,
+            Some(deleted) => deleted.map(|()| true).map_err(set_up)?,
+        };
         self.lingering.retain(|(lingering, _)| *lingering != slot);
-        let Some(link) = self.routes.link_index(&slot.interface()).map_err(set_up)? else { return Ok(false) };
-        match self.routes.delete_link(link) {
-            // It went by itself in between.
-            Err(error) if error.is_no_such_device() => Ok(false),
-            other => other.map(|()| true).map_err(set_up),
-        }
+        Ok(was_there)
     }
 
     /// The wires there are.
@@ -175,15 +196,24 @@ impl Uplink {
         bytes.map_err(|error| GateError::SetUp(WHOSE, error))
     }
 
-    /// The bytes that went by each wire since it was laid.
-    pub(crate) fn all_bytes(&mut self) -> Result<Vec<(Slot, LinkBytes)>, GateError> {
-        let slots: Vec<Slot> = self.wires.keys().copied().collect();
-        let mut all = Vec::with_capacity(slots.len());
-        for slot in slots {
-            // One whose namespace has just gone has none.
-            all.extend(self.bytes(slot)?.map(|bytes| (slot, bytes)));
-        }
-        Ok(all)
+    /// As if somebody had deleted its rules.
+    #[cfg(test)]
+    pub(crate) fn lose_rules(&mut self) {
+        let mut batch = nft::Batch::new();
+        batch.del_table(&uplink_rules::uplink_table());
+        self.filter.commit(batch).unwrap();
+    }
+
+    /// Whether the kernel takes it.
+    #[cfg(test)]
+    pub(crate) fn try_commit(&mut self, batch: nft::Batch) -> bool {
+        self.filter.commit(batch).is_ok()
+    }
+
+    /// Makes its table again, without wires.
+    #[cfg(test)]
+    pub(crate) fn regain_rules(&mut self) {
+        self.filter.commit(uplink_rules::table(&[])).unwrap();
     }
 
     /// Replaces the floor.
@@ -408,6 +438,28 @@ mod tests {
         assert!(![a, b].contains(&free.take().unwrap()));
         free.next = Slot::COUNT;
         assert_eq!([free.take(), free.take(), free.take()], [Some(b), Some(a), None]);
+    }
+
+    #[test]
+    fn a_wire_whose_rules_cannot_be_removed_goes_at_once() {
+        let (machine, ()) = NetNs::create_and(|| ()).unwrap();
+        machine
+            .run(|| {
+                let (mut uplink, ..) = Uplink::create(1, &[], false, WireLimits::default()).unwrap();
+                let policy = Policy::compile(&PolicySpec::default(), Arc::new(Floor::new([]))).unwrap();
+                let carries = Carries { view: policy.kernel(), ipv6: false };
+                let slot = uplink.reserve().unwrap();
+                let loopback = || Connection::open()?.bring_up(LinkIndex::LOOPBACK);
+                let (sandbox, up) = NetNs::create_and(loopback).unwrap();
+                up.unwrap();
+                uplink.connect(slot, &sandbox, carries).unwrap();
+                assert!(uplink.bytes(slot).unwrap().is_some());
+                uplink.lose_rules();
+                uplink.cut(slot).unwrap();
+                assert!(uplink.bytes(slot).unwrap().is_none(), "there is no such interface any more");
+                assert!(uplink.lingering.is_empty());
+            })
+            .unwrap();
     }
 
     #[test]

@@ -48,6 +48,9 @@ const MAX_EARLY: usize = 1024;
 /// And for how long: many times what the log is slower by, and too short for the same ports to be used again.
 const EARLY: Duration = Duration::from_secs(1);
 
+/// How many times in a row, a second apart, the bytes of a wire may not be known, or not be limited.
+const TRIES: u32 = 5;
+
 /// How long after its beginning a flow is looked at to see whether it is over, and how long after that again; in the
 /// end at the last of these distances. So short flows are known to be over soon, and long ones cost next to nothing.
 const LOOKS: [Duration; 6] = [
@@ -84,8 +87,18 @@ struct Wire<S> {
     ledger: Ledger,
     /// What the wire had moved when that was last read.
     moved: LinkBytes,
-    /// Whether the sandbox has moved as many bytes as it may.
-    is_spent: bool,
+    spent: Spent,
+    /// How many times in a row its bytes could not be read, or it could not be cut.
+    failures: u32,
+}
+
+/// Whether the sandbox has moved as many bytes as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spent {
+    No,
+    /// Its flows are still to be cut.
+    Uncut,
+    Cut,
 }
 
 /// A flow that may go on.
@@ -185,7 +198,8 @@ impl<S: Clone> Wired<S> {
             is_full: false,
             ledger: Ledger::default(),
             moved: LinkBytes::default(),
-            is_spent: false,
+            spent: Spent::No,
+            failures: 0,
         };
         self.wires.insert(slot, wire);
     }
@@ -335,23 +349,57 @@ impl<S: Clone> Wired<S> {
         missing.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// What the wire has moved since it was laid. Gives how many bytes more from the sandbox, and to it, there are since
-    /// that was last told.
-    pub(crate) fn moved(&mut self, slot: Slot, moved: LinkBytes) -> (u64, u64) {
-        let Some(wire) = self.wires.get_mut(&slot) else { return (0, 0) };
-        // A wire that was taken away and laid again begins anew.
-        let is_new = moved.received < wire.moved.received || moved.sent < wire.moved.sent;
-        let before = if is_new { LinkBytes::default() } else { wire.moved };
-        wire.moved = moved;
-        (moved.received - before.received, moved.sent - before.sent)
+    /// The wire was laid, perhaps not for the first time: its counters begin anew.
+    pub(crate) fn laid(&mut self, slot: Slot) {
+        if let Some(wire) = self.wires.get_mut(&slot) {
+            wire.moved = LinkBytes::default();
+        }
     }
 
-    /// The sandbox has moved as many bytes as it may: there is no room for a flow any more. Whether that is new.
+    /// What the wire has moved since it was laid. Gives whose it is, and how many bytes more from the sandbox, and to it,
+    /// there are than were told before: none by a reading that is older than what was.
+    pub(crate) fn moved(&mut self, slot: Slot, moved: LinkBytes) -> Option<(S, u64, u64)> {
+        let wire = self.wires.get_mut(&slot)?;
+        let before = wire.moved;
+        wire.moved.received = before.received.max(moved.received);
+        wire.moved.sent = before.sent.max(moved.sent);
+        let (up, down) = (wire.moved.received - before.received, wire.moved.sent - before.sent);
+        Some((wire.sandbox.clone(), up, down))
+    }
+
+    /// The sandbox has moved as many bytes as it may: there is no room for a flow any more. Whether its flows are still to
+    /// be cut: until [`Self::was_cut`] is called, each time.
     pub(crate) fn spend(&mut self, slot: Slot) -> (bool, Room) {
         let share = self.share();
         let Some(wire) = self.wires.get_mut(&slot) else { return (false, Room::Unchanged) };
-        let is_new = !std::mem::replace(&mut wire.is_spent, true);
-        (is_new, wire.room(share))
+        if wire.spent == Spent::No {
+            wire.spent = Spent::Uncut;
+        }
+        (wire.spent == Spent::Uncut, wire.room(share))
+    }
+
+    /// The flows of a wire whose sandbox has spent its bytes have been cut.
+    pub(crate) fn was_cut(&mut self, slot: Slot) {
+        if let Some(wire) = self.wires.get_mut(&slot) {
+            wire.spent = Spent::Cut;
+        }
+    }
+
+    /// The kernel could not be told of a change of the room: it is to be told with the next.
+    pub(crate) fn was_not_told(&mut self, slot: Slot, room: Room) {
+        if let Some(wire) = self.wires.get_mut(&slot)
+            && room != Room::Unchanged
+        {
+            wire.is_full = room == Room::Free;
+        }
+    }
+
+    /// Whether the limit on bytes could be held to a wire this time. Gives whose it is when it could not be so often that
+    /// it is not to be tried again.
+    pub(crate) fn limited(&mut self, slot: Slot, could_be: bool) -> Option<S> {
+        let wire = self.wires.get_mut(&slot)?;
+        wire.failures = if could_be { 0 } else { wire.failures.saturating_add(1) };
+        (wire.failures >= TRIES).then(|| wire.sandbox.clone())
     }
 
     /// Compares with what the kernel had at some time after `asked`: what had begun before and is not `there` has ended
@@ -400,7 +448,7 @@ impl<S: Clone> Wire<S> {
     /// A wire that was full has room again only when an eighth is free, so that not every flow changes it.
     fn room(&mut self, share: usize) -> Room {
         let open = self.open.len();
-        if self.is_spent {
+        if self.spent != Spent::No {
             return if std::mem::replace(&mut self.is_full, true) { Room::Unchanged } else { Room::Full };
         }
         if !self.is_full && open >= share {

@@ -169,3 +169,92 @@ fn when_what_records_the_wires_ends_all_who_have_one_are_cut_off_and_nobody_gets
         });
     }
 }
+
+/// A gate whose sandboxes may move 1000 bytes, and two of them with wires.
+async fn frugal(directory: &std::path::Path) -> (Fixture, [Attachment; 2]) {
+    let mut limits = Limits::default();
+    limits.flows.bytes.total = 1000;
+    let fixture = Fixture::with(directory, limits).await;
+    let both =
+        [fixture.attach("sbx-one", &["10.1.2.3"]).await, fixture.attach("sbx-two", &["10.1.2.3"]).await];
+    (fixture, both)
+}
+
+/// As if a sandbox had moved so many bytes in another way than by its wire.
+fn spend(gate: &Gate, attachment: &Attachment, bytes: u64) -> bool {
+    attachment.member().sandbox.flows.spend(&gate.shared.config.limits.flows.bytes, bytes, 0, 1)
+}
+
+fn with_uplink(gate: &Gate, work: fn(&mut Uplink)) {
+    let worked = gate.shared.with_existing_uplink(|uplink| {
+        work(uplink);
+        Ok(())
+    });
+    worked.unwrap();
+}
+
+async fn count_bytes(gate: &Gate) {
+    let shared = Arc::clone(&gate.shared);
+    tokio::task::spawn_blocking(move || shared.count_bytes()).await.unwrap();
+}
+
+#[test]
+fn a_wire_that_cannot_be_cut_at_its_limit_is_cut_as_soon_as_it_can_be() {
+    on_a_machine(|directory| async move {
+        let (fixture, [one, two]) = frugal(directory.path()).await;
+        let gate = &fixture.gate;
+        with_uplink(gate, Uplink::lose_rules);
+        assert!(!spend(gate, &one, 2000) && spend(gate, &two, 2));
+        count_bytes(gate).await;
+        with_uplink(gate, Uplink::regain_rules);
+        count_bytes(gate).await;
+        let is_full = |attachment: &Attachment| {
+            let slot = attachment.member().slot().unwrap();
+            // Only what is there can be deleted.
+            let batch = crate::uplink_rules::room(slot, crate::wired::Room::Free).unwrap();
+            let mut is_full = false;
+            let asked = gate.shared.with_existing_uplink(|uplink| {
+                is_full = uplink.try_commit(batch);
+                Ok(())
+            });
+            asked.map(|()| is_full).unwrap()
+        };
+        assert_eq!((is_full(&one), is_full(&two)), (true, false));
+        assert!(timeout(Duration::ZERO, one.broken()).await.is_err());
+    });
+}
+
+#[test]
+fn a_sandbox_whose_wire_cannot_be_cut_at_its_limit_is_cut_off_and_no_other() {
+    on_a_machine(|directory| async move {
+        let (fixture, [one, two]) = frugal(directory.path()).await;
+        with_uplink(&fixture.gate, Uplink::lose_rules);
+        assert!(!spend(&fixture.gate, &one, 2000) && spend(&fixture.gate, &two, 2));
+        for _ in 0..5 {
+            count_bytes(&fixture.gate).await;
+        }
+        assert_eq!(timeout(Duration::ZERO, one.broken()).await.unwrap(), Broken::Service);
+        assert!(!one.member().is_wired());
+        assert!(timeout(Duration::ZERO, two.broken()).await.is_err());
+        assert_eq!(resolver(&two).await, Ok(()));
+    });
+}
+
+#[test]
+fn when_it_cannot_be_read_which_flows_have_ended_all_who_have_a_wire_are_cut_off() {
+    on_a_machine(|directory| async move {
+        let fixture = Fixture::start(directory.path()).await;
+        let wired = fixture.attach("sbx-wired", &["10.1.2.3"]).await;
+        let named = fixture.attach("sbx-named", &["good.test"]).await;
+        let tracking = Arc::clone(fixture.gate.shared.tracking.get().unwrap());
+        assert!(tracking.take(usize::MAX, || Ok(None)));
+        let mut none = vec![Ok(None), Err(nft::Error::Receive(std::io::ErrorKind::ConnectionReset.into()))];
+        assert!(tracking.take(usize::MAX, || none.pop().unwrap()));
+        assert_eq!(timeout(PATIENCE, wired.broken()).await.unwrap(), Broken::Service);
+        assert!(!wired.member().is_wired());
+        let request = fixture.request("sbx-next", &["10.1.2.3"], fixture.gate.floor());
+        assert!(matches!(fixture.gate.attach(request).await, Err(GateError::Fault)));
+        assert!(timeout(Duration::ZERO, named.broken()).await.is_err());
+        assert_eq!(resolver(&named).await, Ok(()));
+    });
+}

@@ -260,12 +260,59 @@ fn what_was_counted_and_not_read_from_the_log_is_missing_at_whose_wire_it_was() 
 fn what_a_wire_has_moved_is_told_once_and_a_wire_laid_again_begins_anew() {
     let mut wired = wired(10);
     let mut moved = |received, sent| wired.moved(slot(0), LinkBytes { received, sent });
-    assert_eq!(moved(100, 50), (100, 50));
-    assert_eq!(moved(100, 50), (0, 0));
-    assert_eq!(moved(130, 50), (30, 0));
-    assert_eq!(moved(5, 70), (5, 70));
-    assert_eq!(moved(6, 70), (1, 0));
-    assert_eq!(wired.moved(slot(7), LinkBytes { received: 1, sent: 1 }), (0, 0));
+    assert_eq!(moved(100, 50), Some(("one", 100, 50)));
+    assert_eq!(moved(100, 50), Some(("one", 0, 0)));
+    assert_eq!(moved(130, 50), Some(("one", 30, 0)));
+    wired.laid(slot(0));
+    let mut moved = |received, sent| wired.moved(slot(0), LinkBytes { received, sent });
+    assert_eq!(moved(5, 70), Some(("one", 5, 70)));
+    assert_eq!(moved(6, 70), Some(("one", 1, 0)));
+    assert_eq!(wired.moved(slot(7), LinkBytes { received: 1, sent: 1 }), None);
+}
+
+#[test]
+fn what_a_wire_has_moved_is_not_told_twice_by_a_reading_that_comes_late() {
+    let mut wired = wired(10);
+    let mut moved = |received, sent| wired.moved(slot(0), LinkBytes { received, sent });
+    assert_eq!(moved(100, 50), Some(("one", 100, 50)));
+    assert_eq!(moved(60, 50), Some(("one", 0, 0)));
+    assert_eq!(moved(60, 70), Some(("one", 0, 20)));
+    assert_eq!(moved(110, 70), Some(("one", 10, 0)));
+}
+
+#[test]
+fn a_wire_that_could_not_be_cut_is_to_be_cut_until_it_was() {
+    let mut wired = wired(10);
+    assert_eq!(wired.spend(slot(0)), (true, Room::Full));
+    wired.was_not_told(slot(0), Room::Full);
+    assert_eq!(wired.spend(slot(0)), (true, Room::Full));
+    assert_eq!(wired.spend(slot(0)), (true, Room::Unchanged));
+    wired.was_cut(slot(0));
+    assert_eq!(wired.spend(slot(0)), (false, Room::Unchanged));
+    for round in 0..2 {
+        for _ in 1..TRIES {
+            assert_eq!(wired.limited(slot(0), false), None, "round {round}");
+        }
+        assert_eq!(wired.limited(slot(1), true), None);
+        if round == 0 {
+            assert_eq!(wired.limited(slot(0), true), None);
+        }
+    }
+    assert_eq!(wired.limited(slot(0), false), Some("one"));
+}
+
+#[test]
+fn a_change_of_the_room_that_the_kernel_was_not_told_comes_again() {
+    let now = Instant::now();
+    let mut wired = wired(1);
+    assert_eq!(wired.begin(slot(0), flow(1), 11, now).1, Room::Full);
+    wired.was_not_told(slot(0), Room::Full);
+    assert_eq!(wired.begin(slot(0), flow(2), 12, now).1, Room::Full);
+    assert_eq!(wired.end(slot(0), flow(2), |_| totals(1), now).1, Room::Unchanged);
+    assert_eq!(wired.end(slot(0), flow(1), |_| totals(1), now).1, Room::Free);
+    wired.was_not_told(slot(0), Room::Free);
+    assert_eq!(wired.begin(slot(0), flow(3), 13, now).1, Room::Unchanged);
+    assert_eq!(wired.end(slot(0), flow(3), |_| totals(1), now).1, Room::Free);
 }
 
 #[test]
@@ -274,6 +321,7 @@ fn a_wire_whose_sandbox_has_moved_what_it_may_is_full_whatever_ends() {
     let mut wired = wired(10);
     let _ = wired.begin(slot(0), flow(1), 11, now);
     assert_eq!(wired.spend(slot(0)), (true, Room::Full));
+    wired.was_cut(slot(0));
     assert_eq!(wired.spend(slot(0)), (false, Room::Unchanged));
     assert_eq!(wired.end(slot(0), flow(1), |_| totals(7), now), (ended("one", 11, 7), Room::Unchanged));
     assert_eq!(wired.begin(slot(1), flow(1), 12, now), (Begun::Remembered, Room::Unchanged));
