@@ -12,6 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 use policy::{Flow, InForce, Protocol};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
 use crate::{GateError, addresses::resolver_sockets, sandbox::Sandbox};
 
@@ -34,30 +35,37 @@ const PORT: u16 = 80;
 /// How many refusals are expected at most: those of the changes of a policy within the time that the log takes.
 const MAX_EXPECTED: usize = 256;
 /// For how long: the log takes some milliseconds, and a refusal that was not logged (the log is full) must not hide one of
-/// the sandbox's own later.
+/// the sandbox's own later, even if that comes from the same port.
 const EXPECTED_FOR: Duration = Duration::from_secs(5);
+
+/// An attempt: the port it comes from, and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    pub(crate) from: u16,
+    pub(crate) to: SocketAddr,
+}
 
 /// Refusals that are to be logged and are no events, because the daemon asked for them: one each.
 #[derive(Debug, Default)]
-pub(crate) struct Expected(Mutex<Vec<(SocketAddr, Instant)>>);
+pub(crate) struct Expected(Mutex<Vec<(Attempt, Instant)>>);
 
 impl Expected {
-    fn add(&self, targets: &[SocketAddr]) {
-        let (mut expected, now) = (self.0.lock(), Instant::now());
-        expected.extend(targets.iter().map(|target| (*target, now)));
+    fn add(&self, attempt: Attempt) {
+        let mut expected = self.0.lock();
+        expected.push((attempt, Instant::now()));
         // What has not come by now was lost on its way.
         let lost = expected.len().saturating_sub(MAX_EXPECTED);
         expected.drain(..lost);
     }
 
-    /// Whether the refusal of a packet to there is one of them, which it is once.
-    pub(crate) fn take(&self, target: SocketAddr) -> bool {
+    /// Whether the refusal of this attempt is one of them, which it is once.
+    pub(crate) fn take(&self, attempt: Attempt) -> bool {
         let mut expected = self.0.lock();
         if expected.is_empty() {
             return false;
         }
         expected.retain(|(_, since)| since.elapsed() < EXPECTED_FOR);
-        let found = expected.iter().position(|(expected, _)| *expected == target);
+        let found = expected.iter().position(|(expected, _)| *expected == attempt);
         found.map(|index| expected.remove(index)).is_some()
     }
 }
@@ -70,9 +78,8 @@ pub(crate) fn prove(sandbox: &Sandbox, in_force: &InForce) -> Result<(), GateErr
     let refused =
         METADATA.into_iter().chain(NOBODY.into_iter().filter(|&address| is_refused(in_force, address)));
     let refused: Vec<_> = refused.map(|address| SocketAddr::new(address, PORT)).collect();
-    sandbox.expected.add(&refused);
     let attempt = || {
-        refused.iter().try_for_each(|&target| expect_refusal(target))?;
+        refused.iter().try_for_each(|&target| expect_refusal(target, &sandbox.expected))?;
         resolver_sockets().into_iter().try_for_each(expect_connection)
     };
     sandbox.namespace.run(attempt).map_err(GateError::Untried)?
@@ -88,14 +95,29 @@ fn is_refused(in_force: &InForce, address: IpAddr) -> bool {
     !in_force.policy.judge(&flow).is_allowed()
 }
 
-fn expect_refusal(target: SocketAddr) -> Result<(), GateError> {
+fn expect_refusal(target: SocketAddr, expected: &Expected) -> Result<(), GateError> {
     let unproven = |text| Err(GateError::Unproven(text));
-    match TcpStream::connect_timeout(&target, TO_REFUSE) {
+    match attempt(target, expected) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) if is_own_want(&error) => Err(GateError::Untried(error)),
         Err(error) => unproven(format!("a connection to {target} was not refused: {error}")),
-        Ok(_) => unproven(format!("a connection to {target} was made")),
+        Ok(()) => unproven(format!("a connection to {target} was made")),
     }
+}
+
+/// Tries to connect, from a port that is known before: the refusal may be logged before this returns.
+fn attempt(to: SocketAddr, expected: &Expected) -> io::Result<()> {
+    let (family, anywhere): (_, IpAddr) = match to {
+        SocketAddr::V4(_) => (AddressFamily::INET, Ipv4Addr::UNSPECIFIED.into()),
+        SocketAddr::V6(_) => (AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    // It is how long `connect` may take.
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(TO_REFUSE))?;
+    net::bind(&socket, &SocketAddr::new(anywhere, 0))?;
+    let from = SocketAddr::try_from(net::getsockname(&socket)?)?.port();
+    expected.add(Attempt { from, to });
+    Ok(net::connect(&socket, &to)?)
 }
 
 fn expect_connection(target: SocketAddr) -> Result<(), GateError> {
@@ -105,5 +127,23 @@ fn expect_connection(target: SocketAddr) -> Result<(), GateError> {
         Err(error) => {
             Err(GateError::Unproven(format!("the resolver at {target} cannot be reached: {error}")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_the_daemon_provoked_hides_none_of_the_sandbox_to_the_same_place() {
+        let expected = Expected::default();
+        let to = SocketAddr::new(METADATA[0], PORT);
+        let own = Attempt { from: 40_000, to };
+        expected.add(own);
+        // The daemon's own was lost on its way, and the sandbox tries the same.
+        assert!(!expected.take(Attempt { from: 40_001, to }));
+        assert!(!expected.take(Attempt { to: SocketAddr::new(METADATA[1], PORT), ..own }));
+        assert!(expected.take(own));
+        assert!(!expected.take(own), "it comes once");
     }
 }

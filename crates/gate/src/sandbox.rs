@@ -26,7 +26,7 @@ use crate::{
     ledger::Ledger,
     node::Node,
     ports::NamedPorts,
-    proof::Expected,
+    proof::{Attempt, Expected},
     ruleset::{self, Ruleset, uses_bindings},
     sink::{self, Sinks},
     stats::Counters,
@@ -216,7 +216,7 @@ impl Sandbox {
     /// Records one packet that a packet filter refused, unless the daemon expects that. Returns false if it cannot be
     /// told what it was.
     pub(crate) fn record_refusal(&self, packet: &Packet) -> bool {
-        if packet.flow.and_then(target).is_some_and(|target| self.expected.take(target)) {
+        if packet.flow.and_then(attempt).is_some_and(|attempt| self.expected.take(attempt)) {
             return true;
         }
         let force = self.force();
@@ -350,10 +350,10 @@ impl Drop for Held {
     }
 }
 
-/// Where a TCP packet goes.
-fn target(headers: Headers) -> Option<SocketAddr> {
-    let (_, port) = headers.ports.filter(|_| headers.protocol == TCP)?;
-    Some(SocketAddr::new(headers.destination, port))
+/// What a TCP packet attempts.
+fn attempt(headers: Headers) -> Option<Attempt> {
+    let (from, port) = headers.ports.filter(|_| headers.protocol == TCP)?;
+    Some(Attempt { from, to: SocketAddr::new(headers.destination, port) })
 }
 
 const TCP: u8 = 6;

@@ -51,6 +51,38 @@ fn what_the_daemon_tries_is_no_event_and_the_same_from_the_sandbox_is() {
     });
 }
 
+#[test]
+fn what_the_daemon_tries_and_the_log_loses_hides_no_attempt_of_the_sandbox() {
+    lab::run(|lab| async move {
+        let sandbox = lab.allowing(&["api.github.com"]).await;
+        // Somebody refuses what is refused anyway, before it can be logged.
+        sandbox.run(|| refuse_unlogged(true)).await;
+        sandbox.0.prove().await.unwrap();
+        sandbox.run(|| refuse_unlogged(false)).await;
+        assert!(lab.events(&sandbox).await.is_empty());
+        assert_eq!(kind(sandbox.connect("169.254.169.254:80").await), ConnectionRefused);
+        let events = lab.events(&sandbox).await;
+        assert_eq!(events.iter().map(|event| event.count).sum::<u64>(), 1, "{events:?}");
+    });
+}
+
+/// Adds a table that does so, or deletes it.
+fn refuse_unlogged(is_added: bool) {
+    let table = Table::inet("unlogged");
+    let chain = Chain::base("output", ChainType::Filter, Hook::Output, -300, nft::Policy::Accept);
+    let mut batch = Batch::new();
+    if is_added {
+        batch.add_table(&table).add_chain(&table, &chain).add_rule(
+            &table,
+            "output",
+            nft::rule().tcp().dport(80).reset(),
+        );
+    } else {
+        batch.del_table(&table);
+    }
+    nft::Connection::open().unwrap().commit(batch).unwrap();
+}
+
 fn intrude() {
     let table = Table::inet("intruder");
     let chain = Chain::base("output", ChainType::Filter, Hook::Output, -300, nft::Policy::Drop);
