@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread;
 
-use init_protocol::{Exec, Exit, Failure, FailureKind, InitFrame, MAX_CHUNK, Stream};
+use init_protocol::{Exec, Exit, Failure, FailureKind, InitFrame, KEPT_OUTPUT, MAX_CHUNK, Stream};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -44,6 +44,16 @@ pub(crate) fn background(server: &Arc<Server>, connection: &mut Connection, exec
 pub(crate) fn wait(server: &Server, connection: &mut Connection, pid: u32) -> Result<()> {
     let command = server.commands.background(pid).ok_or_else(|| unknown(pid))?;
     wait_for(connection, PollFlags::IN, command.done())?;
+    if let Some(log) = &command.log {
+        let [(stdout, stdout_truncated), (stderr, stderr_truncated)] = lock(log).ends(KEPT_OUTPUT);
+        for (stream, data) in [(Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
+            for part in data.chunks(MAX_CHUNK) {
+                connection.send(&InitFrame::Output { stream, data: part.to_vec().into() })?;
+            }
+        }
+        let exit = Exit { stdout_truncated, stderr_truncated, ..command.exit() };
+        return connection.send(&InitFrame::Exit(exit));
+    }
     for stream in [Stream::Stdout, Stream::Stderr] {
         let mut offset = 0;
         loop {

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use init_protocol::{KEPT_OUTPUT, Stream};
 
 /// Bytes that all commands together may have kept. Beyond it a stream keeps no more than it has: it is the
-/// sandbox's memory.
+/// sandbox's memory. Only what somebody follows has one piece more of each session, if need be
+/// ([`Budget::take_anyway`]).
 const BUDGET: usize = 64 << 20;
 
 /// Bytes kept by all commands.
@@ -26,6 +27,16 @@ impl Budget {
             self.give_back(bytes);
         }
         taken
+    }
+
+    /// Whether so many more may be had.
+    pub(crate) fn has(&self, bytes: usize) -> bool {
+        self.0.load(Ordering::Relaxed).saturating_add(bytes) <= BUDGET
+    }
+
+    /// Takes what there is not: for a piece of output that somebody waits for.
+    pub(crate) fn take_anyway(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn give_back(&self, bytes: usize) {
@@ -57,6 +68,14 @@ impl Kept {
     /// At most `most` kept bytes of a stream, from the `offset`th on; empty at the end.
     pub(crate) fn part(&self, stream: Stream, offset: usize, most: usize) -> Vec<u8> {
         self.ring(stream).bytes.iter().skip(offset).take(most).copied().collect()
+    }
+
+    /// Gives up all of it, for others.
+    pub(crate) fn give_up(&mut self) {
+        for ring in [&mut self.stdout, &mut self.stderr] {
+            ring.drop_oldest(usize::MAX);
+            ring.bytes.shrink_to_fit();
+        }
     }
 
     /// Whether the beginning of a stream is gone.

@@ -31,6 +31,8 @@ pub(crate) struct Log {
     most: usize,
     /// Number of the last piece.
     last: u64,
+    /// Whether pieces of stdout, and of stderr, are gone.
+    truncated: [bool; 2],
     /// The furthest piece that somebody who has left had taken.
     left: u64,
     followers: BTreeMap<u64, Follower>,
@@ -81,6 +83,7 @@ impl Log {
             cost: 0,
             most,
             last: 0,
+            truncated: [false; 2],
             left: 0,
             followers: BTreeMap::new(),
             next_follower: 0,
@@ -90,14 +93,20 @@ impl Log {
     }
 
     /// Whether a piece can be added without anything being lost that one who follows has yet to take.
+    ///
+    /// For one who has taken everything there is always room: what other sessions keep holds up nobody for good.
     pub(crate) fn has_room(&self) -> bool {
-        let furthest = self.followers.values().map(|follower| follower.taken).max();
-        let untaken = |furthest: u64| {
-            let waiting = self.pieces.iter().rev().take_while(|piece| piece.id > furthest);
-            waiting.map(Piece::cost).sum::<usize>()
-        };
-        self.cost + MAX_CHUNK + PIECE_COST <= self.most
-            || furthest.is_none_or(|furthest| untaken(furthest) + MAX_CHUNK + PIECE_COST <= self.most)
+        const PIECE: usize = MAX_CHUNK + PIECE_COST;
+        let Some(furthest) = self.furthest() else { return true };
+        let waiting = self.pieces.iter().rev().take_while(|piece| piece.id > furthest);
+        let untaken = waiting.map(Piece::cost).sum::<usize>();
+        let can_go = self.cost.saturating_sub(untaken);
+        untaken == 0 || untaken + PIECE <= self.most && self.budget.has(PIECE.saturating_sub(can_go))
+    }
+
+    /// The last piece that any of those who follow has taken.
+    fn furthest(&self) -> Option<u64> {
+        self.followers.values().map(|follower| follower.taken).max()
     }
 
     /// Readable when there may be room again.
@@ -105,16 +114,26 @@ impl Log {
         Arc::clone(&self.room)
     }
 
-    /// Adds output; the oldest goes when there is too much.
+    /// Adds output; the oldest goes when there is too much. To be called when there [is room](Self::has_room).
     pub(crate) fn push(&mut self, stream: Stream, data: &[u8]) {
         self.last += 1;
         let piece = Piece { id: self.last, stream, data: data.into() };
         let cost = piece.cost();
         while self.cost + cost > self.most && self.drop_oldest() {}
         while !self.budget.take(cost) {
-            if !self.drop_oldest() {
+            let oldest = self.pieces.front().map(|oldest| oldest.id);
+            match self.furthest() {
+                // The budget was there a moment ago, or nothing else waits: this is one piece, and then there is no room.
+                Some(furthest) if oldest.is_none_or(|oldest| oldest > furthest) => {
+                    self.budget.take_anyway(cost);
+                    break;
+                }
+                _ if self.drop_oldest() => {}
                 // Nothing is left to give up for it: this piece is lost, as its missing number tells.
-                return;
+                _ => {
+                    self.truncate(stream);
+                    return;
+                }
             }
         }
         self.cost += cost;
@@ -124,9 +143,33 @@ impl Log {
 
     fn drop_oldest(&mut self) -> bool {
         let Some(piece) = self.pieces.pop_front() else { return false };
+        self.truncate(piece.stream);
         self.cost -= piece.cost();
         self.budget.give_back(piece.cost());
         true
+    }
+
+    fn truncate(&mut self, stream: Stream) {
+        let [stdout, stderr] = &mut self.truncated;
+        *(if stream == Stream::Stdout { stdout } else { stderr }) = true;
+    }
+
+    /// Gives up all that nobody who follows has yet to take, for others.
+    pub(crate) fn give_up(&mut self) {
+        let furthest = self.furthest().unwrap_or(u64::MAX);
+        while self.pieces.front().is_some_and(|oldest| oldest.id <= furthest) && self.drop_oldest() {}
+    }
+
+    /// The last bytes of both streams that are kept, at most so many of each, and whether more of them is gone.
+    pub(crate) fn ends(&self, most: usize) -> [(Vec<u8>, bool); 2] {
+        let [stdout, stderr] = self.truncated;
+        [(Stream::Stdout, stdout), (Stream::Stderr, stderr)].map(|(stream, truncated)| {
+            let pieces = self.pieces.iter().filter(|piece| piece.stream == stream);
+            let length = pieces.clone().map(|piece| piece.data.len()).sum::<usize>();
+            let over = length.saturating_sub(most);
+            let end = pieces.flat_map(|piece| piece.data.iter().copied()).skip(over).collect();
+            (end, truncated || over > 0)
+        })
     }
 
     /// Tells all that follow that there is something to look at.
@@ -266,14 +309,65 @@ mod tests {
         assert!(budget.take(64 << 20), "all of it is there again");
     }
 
+    /// All of the budget but so many bytes.
+    fn others(budget: &Budget, left: usize) {
+        assert!(budget.take((64 << 20) - left));
+    }
+
+    #[test]
+    fn what_a_follower_has_yet_to_take_is_not_lost_when_all_sessions_keep_too_much_and_it_goes_on() {
+        let budget = Budget::default();
+        let mut log = Log::new(MOST, &budget).unwrap();
+        let (reader, _bell) = log.join(Begin::After(0)).unwrap();
+        let chunk = vec![0; MAX_CHUNK];
+        log.push(Stream::Stdout, &chunk);
+        others(&budget, MAX_CHUNK + PIECE_COST);
+        assert!(!log.has_room(), "the others have what another piece would need");
+        // The others were a moment faster.
+        log.push(Stream::Stdout, &chunk);
+        assert!(!log.has_room());
+        for round in 3..10 {
+            assert_eq!(rest(&mut log, reader).last(), Some(&(round - 1)));
+            assert!(log.has_room(), "one piece at a time");
+            log.push(Stream::Stdout, &chunk);
+            assert!(!log.has_room());
+        }
+        assert_eq!(rest(&mut log, reader), [9]);
+        log.leave(reader);
+        assert!(log.has_room(), "where nobody follows the oldest goes");
+        log.push(Stream::Stdout, &chunk);
+        let (late, _bell) = log.join(Begin::After(0)).unwrap();
+        assert_eq!(rest(&mut log, late).last(), Some(&10));
+    }
+
+    #[test]
+    fn what_is_given_up_is_not_what_a_follower_waits_for_and_both_ends_tell_what_is_gone() {
+        let mut log = log();
+        log.push(Stream::Stdout, b"taken");
+        let (reader, _bell) = log.join(Begin::After(0)).unwrap();
+        assert!(log.take(reader).is_some());
+        log.push(Stream::Stderr, b"waiting");
+        assert_eq!(log.ends(100), [(b"taken".to_vec(), false), (b"waiting".to_vec(), false)]);
+        log.give_up();
+        assert_eq!(log.ends(100), [(vec![], true), (b"waiting".to_vec(), false)]);
+        assert_eq!(log.ends(3), [(vec![], true), (b"ing".to_vec(), true)]);
+        assert_eq!(rest(&mut log, reader), [2]);
+        log.leave(reader);
+        log.give_up();
+        assert_eq!((log.cost, log.ends(100)), (0, [(vec![], true), (vec![], true)]));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
         fn a_follower_loses_nothing_while_room_is_respected(
             pushes in prop::collection::vec((1usize..=MAX_CHUNK, 0usize..4), 1..60),
+            left in 0usize..MOST,
         ) {
-            let mut log = log();
+            let budget = Budget::default();
+            others(&budget, left);
+            let mut log = Log::new(MOST, &budget).unwrap();
             let (name, _bell) = log.join(Begin::After(0)).unwrap();
             let mut seen = Vec::new();
             for (length, takes) in pushes {

@@ -82,36 +82,9 @@ fn start_as(server: &Server, exec: Exec, kind: Kind) -> Result<(Arc<Command>, Ru
         Kind::Plain | Kind::Pipes => Ends::pipes(exec.stdin, &account)?,
         Kind::Terminal(size) => Ends::terminal(size, &account)?,
     };
-    let spawn = |cwd: &str| {
-        let cwd = text(cwd)?;
-        let spawn = Spawn {
-            program: c"/bin/sh",
-            args: &args,
-            envs: &envs,
-            credentials: &account.credentials,
-            cwd: &cwd,
-            stdin: ends.inside.stdin.as_ref().map_or(server.null.as_fd(), AsFd::as_fd),
-            stdout: ends.inside.stdout.as_fd(),
-            stderr: ends.inside.stderr.as_fd(),
-            limits: &server.limits,
-            terminal: matches!(kind, Kind::Terminal(_)),
-        };
-        Ok(server.children.spawn(&spawn))
-    };
-    let (child, exit) = match &exec.cwd {
-        Some(cwd) => {
-            let cwd = absolute(&account, cwd)?;
-            spawn(&cwd)?.map_err(|error| refusal(&error, &account, &cwd))?
-        }
-        // Images without the user's home have somewhere to start nevertheless.
-        None => match spawn(&account.home)? {
-            Err(SpawnError { step: Step::WorkingDirectory, .. }) => spawn("/")?,
-            result => result,
-        }
-        .map_err(|error| refusal(&error, &account, &account.home))?,
-    };
     let Ends { inside, stdin, stdout, stderr } = ends;
-    drop(inside);
+    let chosen = exec.cwd.clone();
+    // Everything that can fail comes before the process: nobody would know of it.
     let mut command = Command::new(exec, stdin, &server.budget)?;
     let most = match kind {
         Kind::Plain => None,
@@ -123,6 +96,35 @@ fn start_as(server: &Server, exec: Exec, kind: Kind) -> Result<(Arc<Command>, Ru
         command.log = Some(Mutex::new(log));
         command.terminal = matches!(kind, Kind::Terminal(_));
     }
+    let spawn = |cwd: &str| {
+        let cwd = text(cwd)?;
+        let spawn = Spawn {
+            program: c"/bin/sh",
+            args: &args,
+            envs: &envs,
+            credentials: &account.credentials,
+            cwd: &cwd,
+            stdin: inside.stdin.as_ref().map_or(server.null.as_fd(), AsFd::as_fd),
+            stdout: inside.stdout.as_fd(),
+            stderr: inside.stderr.as_fd(),
+            limits: &server.limits,
+            terminal: matches!(kind, Kind::Terminal(_)),
+        };
+        Ok(server.children.spawn(&spawn))
+    };
+    let (child, exit) = match &chosen {
+        Some(cwd) => {
+            let cwd = absolute(&account, cwd)?;
+            spawn(&cwd)?.map_err(|error| refusal(&error, &account, &cwd))?
+        }
+        // Images without the user's home have somewhere to start nevertheless.
+        None => match spawn(&account.home)? {
+            Err(SpawnError { step: Step::WorkingDirectory, .. }) => spawn("/")?,
+            result => result,
+        }
+        .map_err(|error| refusal(&error, &account, &account.home))?,
+    };
+    drop(inside);
     command.pid = child.pid;
     let command = Arc::new(command);
     server.commands.add(Arc::clone(&command));

@@ -68,6 +68,14 @@ impl Command {
         with_truncation(*lock(&self.exit), &lock(&self.kept))
     }
 
+    /// Gives up the output that is kept, for others.
+    fn give_up_output(&self) {
+        lock(&self.kept).give_up();
+        if let Some(log) = &self.log {
+            lock(log).give_up();
+        }
+    }
+
     /// Readable when it has ended.
     pub(crate) fn done(&self) -> BorrowedFd<'_> {
         self.done.as_fd()
@@ -122,9 +130,11 @@ impl Commands {
         command.close_stdin();
         let mut table = lock(&self.table);
         table.running.remove(&command.pid);
-        while table.ended.len() >= KEPT_COMMANDS || budget.is_short() && !table.ended.is_empty() {
+        while table.ended.len() >= KEPT_COMMANDS {
             table.ended.pop_front();
         }
+        // Their exits are still to be told.
+        table.ended.iter().take_while(|_| budget.is_short()).for_each(|oldest| oldest.give_up_output());
         table.ended.push_back(Arc::clone(command));
         drop(table);
         // A new eventfd always takes it.
@@ -146,5 +156,41 @@ impl Commands {
     /// All running commands, by pid.
     pub(crate) fn running(&self) -> Vec<Arc<Command>> {
         lock(&self.table).running.values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use init_protocol::Stream;
+
+    use super::*;
+
+    #[test]
+    fn commands_that_have_ended_are_remembered_however_much_others_keep_and_the_oldest_lose_their_output() {
+        let (commands, budget) = (Commands::default(), Budget::default());
+        let start = |pid, output: &[u8]| {
+            let exec = Exec { background: true, ..Exec::default() };
+            let command = Command { pid, ..Command::new(exec, None, &budget).unwrap() };
+            lock(&command.kept).push(Stream::Stdout, output);
+            let command = Arc::new(command);
+            commands.add(Arc::clone(&command));
+            command
+        };
+        let exit = |code| Exit { code, ..Exit::default() };
+        let first = start(2, b"first");
+        commands.end(&first, exit(7), &budget);
+        let second = start(3, b"second");
+        commands.end(&second, exit(8), &budget);
+        assert_eq!(first.exit(), exit(7));
+        // Sessions that run have most of the budget.
+        assert!(budget.take(60 << 20));
+        let third = start(4, b"third");
+        commands.end(&third, exit(9), &budget);
+        for (pid, code, output) in [(2, 7, b"".as_slice()), (3, 8, b""), (4, 9, b"third")] {
+            let command = commands.background(pid).unwrap();
+            let expected = Exit { stdout_truncated: output.is_empty(), ..exit(code) };
+            assert_eq!(command.exit(), expected);
+            assert_eq!(lock(&command.kept).part(Stream::Stdout, 0, 100), output);
+        }
     }
 }

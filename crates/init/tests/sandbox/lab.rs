@@ -152,6 +152,21 @@ impl Lab {
         self.request(Request::Wait { pid }).outcome()
     }
 
+    /// Gives init so many descriptors more than it has now; `None`: as many as it may have.
+    pub(crate) fn limit_descriptors(&self, more: Option<usize>) {
+        let outer = self.outer.id();
+        let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
+        let init: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+        let open = fs::read_dir(format!("/proc/{init}/fd")).unwrap().count();
+        let limits = fs::read_to_string(format!("/proc/{init}/limits")).unwrap();
+        let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let maximum: Option<u64> = files.split_whitespace().nth(1).unwrap().parse().ok();
+        let current = more.map_or(maximum, |more| Some(u64::try_from(open + more).unwrap()));
+        let pid = rustix::process::Pid::from_raw(init);
+        let limit = rustix::process::Rlimit { current, maximum };
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).unwrap();
+    }
+
     /// Whether a process of this name lives.
     pub(crate) fn lives(&self, name: &str) -> bool {
         let command = format!("grep -lx {name} /proc/[0-9]*/comm >/dev/null");

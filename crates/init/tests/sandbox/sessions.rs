@@ -1,6 +1,6 @@
 use init_protocol::{
-    ByteBuf, Exec, Exit, Failure, FailureKind, FollowFrom, InitFrame, KEPT_SESSION, Request, Session, Stream,
-    TerminalSize,
+    ByteBuf, Exec, Exit, Failure, FailureKind, FollowFrom, InitFrame, KEPT_OUTPUT, KEPT_SESSION, Request,
+    Session, Stream, TerminalSize,
 };
 
 use crate::lab::{Client, Lab, eventually};
@@ -105,6 +105,56 @@ fn a_reader_that_stands_still_holds_up_a_session_and_one_that_leaves_or_reads_le
     say(&lab, pid, b"\n");
     let (ids, out, _, _) = rest(&mut follow(&lab, pid, FollowFrom::Piece(0)));
     assert!(ids.first() > Some(&1) && out.len() < KEPT_SESSION, "the oldest is gone, and its number tells");
+}
+
+#[test]
+fn waiting_for_a_session_gives_its_output_and_its_end_and_takes_nothing_from_who_follows() {
+    let lab = Lab::start();
+    let pid = start(&lab, "echo one; echo two >&2; read a; echo three; exit 5", None);
+    let mut waiting = lab.request(Request::Wait { pid });
+    say(&lab, pid, b"\n");
+    let outcome = waiting.outcome();
+    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("one\nthree\n", "two\n"));
+    assert_eq!((outcome.exit.code, outcome.exit.stdout_truncated), (5, false));
+    assert_eq!(rest(&mut follow(&lab, pid, FollowFrom::Piece(0))).1, b"one\nthree\n");
+    let terminal = start(&lab, "echo seen; exit 6", Some(SIZE));
+    let outcome = lab.wait(terminal);
+    assert_eq!((outcome.stdout.as_str(), outcome.exit.code), ("seen\r\n", 6));
+    let long = start(&lab, &format!("head -c {KEPT_OUTPUT} /dev/zero; echo end"), None);
+    let outcome = lab.wait(long);
+    assert_eq!((outcome.stdout.len(), outcome.stdout.ends_with("end\n")), (KEPT_OUTPUT, true));
+    assert!(outcome.exit.stdout_truncated && !outcome.exit.stderr_truncated);
+}
+
+#[test]
+fn a_session_for_which_there_are_no_descriptors_is_refused_and_leaves_no_process() {
+    let lab = Lab::start();
+    for terminal in [None, Some(SIZE)] {
+        let exec = Exec { command: "exec sleep 1000".into(), ..Exec::default() };
+        let session = Request::Session(Session { exec, terminal });
+        let mut refusals = 0;
+        // One for the connection.
+        for more in 2.. {
+            lab.limit_descriptors(Some(more));
+            let mut client = lab.request(session.clone());
+            let answer = client.next();
+            drop(client);
+            lab.limit_descriptors(None);
+            match answer {
+                InitFrame::Failed(_) => {
+                    refusals += 1;
+                    assert!(!lab.lives("sleep"), "{more} descriptors, {terminal:?}");
+                }
+                InitFrame::Started { pid } => {
+                    assert!(lab.bool(Request::Kill { pid }).unwrap());
+                    eventually("it has ended", || !lab.lives("sleep"));
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(refusals > 2);
+    }
 }
 
 #[test]
