@@ -110,9 +110,9 @@ pub(crate) const RESIDUALS: &[Residual] = &[
         id: "shared_counts",
         title: "What the kernel counts for all",
         applies: Applies::Always,
-        detail: "Some things the kernel has only so many of for the whole machine, and a sandbox can take them: instances of \
-                 inotify (counted for root on the machine, too) and, at 64 for each sandbox, terminals. Watching files, or \
-                 a new terminal, may then fail in other sandboxes and on the machine. The network is not concerned.",
+        detail: "Some things the kernel has only so many of for the whole machine, and a sandbox can take them: terminals, at \
+                 64 for each sandbox. A new terminal may then fail in other sandboxes and on the machine. (What it counts \
+                 for each user, such as instances of inotify, counts for each sandbox.) The network is not concerned.",
         bounded_by: &[],
     },
     Residual {

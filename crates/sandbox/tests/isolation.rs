@@ -191,3 +191,25 @@ async fn name_resolution_is_set_up_for_the_gate() {
     assert_eq!(lab.run(&id, "cat /etc/hostname").await, id.as_str());
     assert_eq!(lab.run(&id, "getent hosts $(hostname) | cut -d ' ' -f 1").await, "127.0.0.1");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_sandbox_watches_takes_no_instances_of_inotify_from_another() {
+    let Some((lab, one)) = sandbox().await else { return };
+    let two = lab.create().await;
+    let most: usize = fs::read_to_string("/proc/sys/fs/inotify/max_user_instances")
+        .expect("a sysctl")
+        .trim()
+        .parse()
+        .expect("a number");
+    // Each takes more than half of what one user may have; every watched directory is an instance.
+    let share = most.min(240) * 3 / 4;
+    let mut watches = Vec::new();
+    for id in [&one, &two] {
+        let files = lab.manager.files(ACCOUNT, id).await.expect("files");
+        for number in 0..share {
+            let watch = files.watch("/tmp", None, false).await;
+            watches.push(watch.unwrap_or_else(|error| panic!("{id}, {number}: {error}")));
+        }
+    }
+    assert_eq!(watches.len(), 2 * share);
+}

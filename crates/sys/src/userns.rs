@@ -3,14 +3,14 @@
 use std::{
     convert::Infallible,
     fs::{File, OpenOptions},
-    io::{self, Write as _},
-    os::fd::OwnedFd,
+    io::{self, Read as _, Write as _},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    process::{Signal, pidfd_send_signal},
-    thread::ThreadNameSpaceType,
+    process::{Signal, Uid, pidfd_send_signal},
+    thread::{ThreadNameSpaceType, capabilities, set_capabilities, set_thread_res_uid},
 };
 
 use crate::spawn::fork_into;
@@ -26,18 +26,47 @@ pub struct IdRange {
 
 /// Creates a user namespace whose ids are `range`, kept alive by the returned descriptor alone.
 ///
+/// It belongs to the first id of the range: what the kernel counts of it outside (instances of inotify, among others,
+/// which have a limit for each user: `user_namespaces(7)`) counts for that id and not for the caller, who has many.
+///
 /// The calling process must be single-threaded and privileged towards both ids and namespaces.
 ///
 /// # Errors
 /// As [`fork_into`]; `EPERM` without the right to map the range; `ENOSPC` at the machine's limit of namespaces.
 pub fn create(range: IdRange) -> io::Result<OwnedFd> {
-    let child = fork_into(ThreadNameSpaceType::USER, None, &[], wait_for_ever)?;
-    let opened = map_and_open(child.pid.as_raw_nonzero().get(), range);
+    let (mut made, told) = io::pipe()?;
+    let child = fork_into(ThreadNameSpaceType::empty(), None, &[told.as_fd()], || {
+        let error = enter_new(range.first).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+        let _parent_is_gone = (&told).write_all(&error.to_ne_bytes());
+        wait_for_ever()
+    })?;
+    drop(told);
+    let mut error = [0; 4];
+    let made = made.read_exact(&mut error).and_then(|()| match i32::from_ne_bytes(error) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    });
+    let opened = made.and_then(|()| map_and_open(child.pid.as_raw_nonzero().get(), range));
     let killed = pidfd_send_signal(&child.pidfd, Signal::KILL);
     // The namespace must not be handed out while a process with all rights over it still lives.
     let mut ended = [PollFd::new(&child.pidfd, PollFlags::IN)];
     killed.and_then(|()| rustix::io::retry_on_intr(|| poll(&mut ended, None)))?;
     opened
+}
+
+/// Puts this process, which has one thread, into a new user namespace that belongs to `owner`.
+fn enter_new(owner: u32) -> io::Result<()> {
+    let (root, owner) = (Uid::ROOT, Uid::from_raw(owner));
+    let privileges = capabilities(None)?;
+    // The owner is the effective id. The real one stays: limits for it would become those of the namespace.
+    set_thread_res_uid(root, owner, root)?;
+    // Whoever is not root in effect has none in effect, and machines may let only the privileged make such namespaces.
+    set_capabilities(None, privileges)?;
+    // SAFETY: changes namespaces of the calling thread only, and takes no pointer.
+    if unsafe { libc::unshare(libc::CLONE_NEWUSER) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn map_and_open(pid: i32, range: IdRange) -> io::Result<OwnedFd> {
