@@ -21,10 +21,10 @@ pub(crate) enum Form {
 
 /// Answers with a session's events: its output, then `exit`. Where pieces were lost a comment says so.
 ///
-/// If the sandbox ends or falls silent the answer ends without an `exit`: a reader may come again and go on where it
+/// If the sandbox ends or falls silent, or the server stops, the answer ends without an `exit`: a reader may come again and go on where it
 /// was.
 pub(crate) fn respond(events: SessionEvents, form: Form, after: u64) -> Response {
-    sse::respond(stream::unfold(Some((events, after)), move |state| async move {
+    sse::respond_until_stop(stream::unfold(Some((events, after)), move |state| async move {
         let (mut events, last) = state?;
         let mut part = Vec::new();
         let next = match events.next().await? {

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, middleware};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
@@ -19,6 +19,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::sse;
 
 /// How a server listens.
 #[derive(Clone, Debug)]
@@ -124,9 +126,13 @@ impl Server {
         &self.addresses
     }
 
-    /// Answers requests until `stop`, then accepts nothing more, lets running requests finish within the drain
-    /// time, and drops what is left.
+    /// Answers requests until `stop`, then accepts nothing more, ends answers that would go on for ever, lets running
+    /// requests finish within the drain time, and drops what is left.
     pub async fn run(self, router: Router, stop: CancellationToken) {
+        let ending = stop.clone();
+        let router = router.layer(middleware::map_response(move |response| {
+            std::future::ready(sse::end_at(&ending, response))
+        }));
         let graceful = Arc::new(GracefulShutdown::new());
         let mut accepting = JoinSet::new();
         for listener in self.listeners {

@@ -15,6 +15,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 /// How long nothing may be sent before a comment is: readers give up after 60 seconds of silence, some proxies
 /// after 30.
@@ -39,6 +40,35 @@ pub(crate) fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Res
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     (headers, Body::from_stream(body)).into_response()
+}
+
+/// As [`respond`], where events may come for ever: the answer ends when the server is told to stop, which must not wait
+/// for it, with a comment that says so.
+pub(crate) fn respond_until_stop(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let mut response = respond(events);
+    response.extensions_mut().insert(EndsWithServer);
+    response
+}
+
+/// Marks an answer that would go on for ever.
+#[derive(Clone, Copy, Debug)]
+struct EndsWithServer;
+
+/// What an answer that would go on for ever ends with.
+const STOPPING: &[u8] = b": the server stops; ask again\n\n";
+
+/// Has an answer that would go on for ever end at the stop.
+pub(crate) fn end_at(stop: &CancellationToken, mut response: Response) -> Response {
+    if response.extensions_mut().remove::<EndsWithServer>().is_none() {
+        return response;
+    }
+    let stop = stop.clone();
+    response.map(|body| {
+        let last = stop.clone();
+        let last = async move { last.is_cancelled().then(|| Ok(Bytes::from_static(STOPPING))) };
+        let parts = body.into_data_stream().take_until(stop.cancelled_owned());
+        Body::from_stream(parts.chain(stream::once(last).filter_map(std::future::ready)))
+    })
 }
 
 /// Appends a comment, for people: every reader skips it.

@@ -7,7 +7,7 @@ mod common;
 use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
 
 use axum::{body::Body, http::Request};
-use common::Lab;
+use common::{ENDLESS, Lab};
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use server::{ServeConfig, ServeError, Server, TlsFiles};
@@ -115,6 +115,50 @@ async fn a_stop_lets_running_requests_finish_and_accepts_no_more() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(r#""exit_code":0"#), "{answer}");
     timeout(DEADLINE, running.server).await.expect("the server ends").unwrap();
     assert!(TcpStream::connect(running.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_stop_ends_what_would_go_on_for_ever_at_once_and_in_order() {
+    let running = start(|config| config.drain = DEADLINE * 100).await;
+    let base = format!("/sandboxes/{}", running.lab.sandbox().await);
+    let get = |path: String| {
+        format!("GET {base}/{path} HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\n\r\n", running.lab.alice)
+    };
+    let watch = running.post(&format!("{base}/files/watch"), r#"{"path":"/endless"}"#);
+    let watch =
+        watch.replacen("\r\n", "\r\naccept: text/event-stream\r\ncontent-type: application/json\r\n", 1);
+    let requests = [
+        (get(format!("stdio/{ENDLESS}/stream")), "stdout"),
+        (get(format!("pty/{ENDLESS}/stream")), "data"),
+        (watch, "change"),
+    ];
+    let mut open = Vec::new();
+    for (request, event) in requests {
+        let mut client = running.connect().await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut begun = String::new();
+        while !begun.contains(&format!("event: {event}\ndata: ")) {
+            let mut part = [0; 4096];
+            let count = timeout(DEADLINE, client.read(&mut part)).await.unwrap().unwrap();
+            assert!(count > 0, "{begun}");
+            begun.push_str(&String::from_utf8_lossy(&part[..count]));
+        }
+        assert!(begun.starts_with("HTTP/1.1 200 OK\r\n"), "{begun}");
+        open.push(client);
+    }
+    // One that ends by itself is told to the end.
+    let path = format!("{base}/commands");
+    let mut busy = running.connect().await;
+    busy.write_all(running.post(&path, r#"{"cmd":"sleep 1"}"#).as_bytes()).await.unwrap();
+    running.commands(1).await;
+
+    running.stop.cancel();
+    for mut client in open {
+        let rest = read_all(&mut client).await;
+        assert!(rest.ends_with(": the server stops; ask again\n\n\r\n0\r\n\r\n"), "the last chunk: {rest:?}");
+    }
+    assert!(read_all(&mut busy).await.contains(r#""exit_code":0"#));
+    timeout(DEADLINE, running.server).await.expect("the server ends").unwrap();
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ async fn watch(
     if !accepted.into_iter().any(|accept| accept.contains("text/event-stream")) {
         return Ok(Json(Acknowledged { ok: true }).into_response());
     }
-    Ok(sse::respond(stream::unfold(Some(changes), next)))
+    Ok(sse::respond_until_stop(stream::unfold(Some(changes), next)))
 }
 
 /// The next part of the answer. An error ends it with a comment: it has no event that readers know.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
@@ -367,6 +367,9 @@ impl Sandboxes for Fake {
                 .into_iter()
                 .filter(move |piece| matches!(piece, Ok(SessionEvent::Output { id, .. }) if *id > after));
             let exit = ExitStatus { exit_code: 7, timed_out: false };
+            if pid == ENDLESS {
+                return Ok(Box::pin(stream::iter(wanted).chain(stream::pending())) as SessionEvents);
+            }
             let events = wanted.chain([Ok(SessionEvent::Exit(exit))]);
             Ok(Box::pin(stream::iter(events)) as SessionEvents)
         })
@@ -449,9 +452,12 @@ impl Sandboxes for Fake {
     }
 }
 
+/// The pid of a session that puts out something and then nothing more, for ever.
+pub(crate) const ENDLESS: u32 = 101;
+
 fn known(pid: u32) -> Result<(), SandboxError> {
     match pid {
-        100 => Ok(()),
+        100 | ENDLESS => Ok(()),
         _ => Err(SandboxError::NoSuchCommand(format!("no command {pid}"))),
     }
 }
@@ -570,6 +576,9 @@ impl Files for FakeFiles {
             let change = |kind, path: String| Ok(Change { kind, path, directory: recursive });
             let changes =
                 [change(ChangeKind::Write, format!("{path}/f")), change(ChangeKind::Lost, String::new())];
+            if path == "/endless" {
+                return Ok(Box::pin(stream::iter(changes).chain(stream::pending())) as Changes);
+            }
             Ok(Box::pin(stream::iter(changes)) as Changes)
         })
     }

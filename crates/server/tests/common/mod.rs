@@ -18,7 +18,8 @@ use serde_json::Value;
 use store::Store;
 use tower::ServiceExt;
 
-pub(crate) use fake::Fake;
+#[allow(unused_imports, reason = "not every test file needs it")]
+pub(crate) use fake::{ENDLESS, Fake};
 
 /// A server with two accounts.
 pub(crate) struct Lab {
