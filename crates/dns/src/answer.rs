@@ -100,7 +100,7 @@ fn consider<Z: Zone>(query: &[u8], zone: &Z, upstream: &Upstream, transport: Tra
     if let Some(outcome) = upstream.cached(&asked.name, family) {
         return Step::Done(conclude(&asked, zone, outcome));
     }
-    match zone.budget().begin_lookup(&in_force.policy, &asked.name, now) {
+    match zone.budget().begin_lookup(&in_force.policy, &asked.name, 1, now) {
         Ok(lookup) => {
             Step::Lookup(Pending { asked, transport, query: query.to_vec(), family, _lookup: lookup })
         }
@@ -112,7 +112,10 @@ impl Pending {
     /// Looks the name up and makes the reply. If it panics, only this query notices.
     pub(crate) async fn finish<Z: Zone>(self, zone: &Z, upstream: &Upstream) -> Option<Vec<u8>> {
         let looking = async {
-            let outcome = upstream.lookup(&self.asked.name, self.family).await;
+            let outcome = upstream.lookup(&self.asked.name, self.family, zone.budget().asker()).await;
+            if outcome == Err(LookupError::Busy) {
+                return over_limit(&self.asked, zone, &zone.in_force(), &Refused::busy());
+            }
             conclude(&self.asked, zone, outcome)
         };
         let replied = AssertUnwindSafe(looking).catch_unwind().await;
@@ -256,8 +259,8 @@ fn no_answer(asked: &Asked, error: &LookupError) -> Option<Vec<u8>> {
     match error {
         LookupError::NoName => asked.no_name(None),
         LookupError::NoData => asked.no_data(),
-        LookupError::Failed(text) => {
-            tracing::debug!(name = %asked.name, error = text, "a lookup failed");
+        LookupError::Failed(_) | LookupError::Busy => {
+            tracing::debug!(name = %asked.name, %error, "a lookup failed");
             asked.failed((Ede::NoReachableAuthority, "no upstream server gave an answer"))
         }
     }

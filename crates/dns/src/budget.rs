@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use policy::{Bucket, Decision, HostName, NameZone, Policy, Rate, Reason, Rule, Verdict};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::Asker;
+
 /// How many of the names that were looked up are remembered; the oldest is forgotten first, and costs again then.
 const MAX_ASKED: usize = 4096;
 /// How many zones may have less than their whole budget at the same time. Of others nothing new is asked meanwhile.
@@ -25,7 +27,8 @@ const MAX_ZONES: usize = 256;
 pub struct Limits {
     /// How fast queries may come; further ones are refused.
     pub queries: Rate,
-    /// The most lookups under way at the same time; queries that would need another are refused.
+    /// The most lookups under way at the same time, of each address family one; queries that would need another are
+    /// refused.
     pub max_lookups: usize,
     /// How fast names that were not looked up before may be, in each zone that is permitted as a whole.
     pub zone_names: Rate,
@@ -52,6 +55,7 @@ pub struct Budget {
     limits: Limits,
     queries: Mutex<Bucket>,
     lookups: Arc<Semaphore>,
+    asker: Asker,
     names: Mutex<Names>,
 }
 
@@ -87,8 +91,14 @@ impl Budget {
             limits,
             queries: Mutex::default(),
             lookups: Arc::new(Semaphore::new(limits.max_lookups.min(Semaphore::MAX_PERMITS))),
+            asker: Asker::default(),
             names: Mutex::default(),
         }
+    }
+
+    /// Whose lookups they are.
+    pub fn asker(&self) -> &Asker {
+        &self.asker
     }
 
     /// A query came at `now`. Whether it may be answered.
@@ -96,13 +106,22 @@ impl Budget {
         self.queries.lock().take(&self.limits.queries, 1, now)
     }
 
-    /// A permitted name is to be looked up at the upstream servers.
+    /// A permitted name is to be looked up at the upstream servers: as many lookups as families are asked for.
     ///
     /// # Errors
     /// The verdict, if a limit refuses that: nothing may be asked then, and it costs nothing.
-    pub fn begin_lookup(&self, policy: &Policy, name: &HostName, now: Instant) -> Result<Lookup, Refused> {
-        let Ok(permit) = Arc::clone(&self.lookups).try_acquire_owned() else {
-            return Err(Refused { reason: Reason::DnsLookups, zone: None });
+    pub fn begin_lookup(
+        &self,
+        policy: &Policy,
+        name: &HostName,
+        families: u32,
+        now: Instant,
+    ) -> Result<Lookup, Refused> {
+        // Where only one may be under way, both families are one.
+        let most = u32::try_from(self.limits.max_lookups).unwrap_or(u32::MAX).max(1);
+        let lookups = Arc::clone(&self.lookups);
+        let Ok(permit) = lookups.try_acquire_many_owned(families.min(most)) else {
+            return Err(Refused::busy());
         };
         match self.names.lock().take(&self.limits, policy, name, now) {
             Ok(()) => Ok(Lookup(permit)),
@@ -125,6 +144,11 @@ pub struct Refused {
 }
 
 impl Refused {
+    /// Too many lookups are under way.
+    pub fn busy() -> Self {
+        Self { reason: Reason::DnsLookups, zone: None }
+    }
+
     /// It as a verdict. The rule is the entry that permits the zone whose budget is used up.
     pub fn verdict(&self) -> Verdict {
         let rule = self.zone.as_ref().map_or(Rule::Default, |zone| zone.rule.clone());
@@ -215,7 +239,7 @@ mod tests {
 
     /// The reason why a lookup is refused, and the rule.
     fn ask(budget: &Budget, policy: &Policy, name: &str, now: Instant) -> Option<(Reason, String)> {
-        let refused = budget.begin_lookup(policy, &name.parse().unwrap(), now).err()?;
+        let refused = budget.begin_lookup(policy, &name.parse().unwrap(), 1, now).err()?;
         Some((refused.verdict().reason, refused.verdict().rule.to_string()))
     }
 
@@ -281,15 +305,32 @@ mod tests {
         let limits = Limits { max_lookups: 1, zone_names: Rate::per_minute(1, 2), ..Limits::default() };
         let (budget, policy, now) = (Budget::new(limits), policy(&["*.a.test"]), Instant::now());
         let name = |text: &str| text.parse::<HostName>().unwrap();
-        let first = budget.begin_lookup(&policy, &name("1.a.test"), now).unwrap();
-        let refused = budget.begin_lookup(&policy, &name("2.a.test"), now).unwrap_err();
+        let begin = |text| budget.begin_lookup(&policy, &name(text), 1, now);
+        let first = begin("1.a.test").unwrap();
+        let refused = begin("2.a.test").unwrap_err();
         assert_eq!((refused.verdict().reason, refused.apex()), (Reason::DnsLookups, None));
         drop(first);
-        assert!(budget.begin_lookup(&policy, &name("2.a.test"), now).is_ok());
-        let refused = budget.begin_lookup(&policy, &name("3.a.test"), now).unwrap_err();
+        assert!(begin("2.a.test").is_ok());
+        let refused = begin("3.a.test").unwrap_err();
         assert_eq!((refused.verdict().reason, refused.apex()), (LABELS, Some(&name("a.test"))));
         // What is refused for its name is not under way.
-        assert!(budget.begin_lookup(&policy, &name("1.a.test"), now).is_ok());
+        assert!(begin("1.a.test").is_ok());
+    }
+
+    #[test]
+    fn a_lookup_in_both_families_counts_twice() {
+        let limits = Limits { max_lookups: 3, ..Limits::default() };
+        let (budget, policy, now) = (Budget::new(limits), policy(&["a.test"]), Instant::now());
+        let begin = |families| budget.begin_lookup(&policy, &"a.test".parse().unwrap(), families, now);
+        let both = begin(2).unwrap();
+        assert_eq!(begin(2).unwrap_err(), Refused::busy());
+        let third = begin(1).unwrap();
+        drop(both);
+        assert!(begin(2).is_ok());
+        drop(third);
+        // Where both never have room, one place is enough for them.
+        let budget = Budget::new(Limits { max_lookups: 1, ..limits });
+        assert!(budget.begin_lookup(&policy, &"a.test".parse().unwrap(), 2, now).is_ok());
     }
 
     #[test]

@@ -24,6 +24,7 @@
 mod answer;
 mod budget;
 mod message;
+mod share;
 mod tcp;
 mod udp;
 mod upstream;
@@ -32,6 +33,7 @@ mod zone;
 pub use answer::answer;
 pub use budget::{Budget, Limits, Lookup, Refused};
 pub use message::Transport;
+pub use share::Asker;
 pub use tcp::serve_tcp;
 pub use udp::serve_udp;
 pub use upstream::{Answer, Family, LookupError, Upstream, UpstreamConfig, UpstreamError};

@@ -20,7 +20,9 @@ use hickory_resolver::{
 use moka::{Expiry, sync::Cache};
 use parking_lot::Mutex;
 use policy::HostName;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
+
+use crate::share::{Asker, Places};
 
 /// The shortest time for which an answer is kept: a TTL of 0 must not make every connection a new lookup.
 const MIN_TTL: Duration = Duration::from_secs(60);
@@ -34,8 +36,6 @@ const FAILURE_TTL: Duration = Duration::from_secs(2);
 const MAX_ADDRESSES: usize = 64;
 /// The most CNAMEs that are followed inside one answer.
 const MAX_ALIASES: usize = 8;
-/// The most lookups under way at the same time, for all sandboxes.
-const MAX_LOOKUPS: usize = 512;
 
 /// How and where names are looked up.
 #[derive(Clone, Debug)]
@@ -48,12 +48,21 @@ pub struct UpstreamConfig {
     pub attempts: usize,
     /// How many answers are cached, for all sandboxes together.
     pub cache_entries: u64,
+    /// How many lookups may be under way at the same time, for all sandboxes together. None may have more of them than
+    /// are free.
+    pub max_lookups: usize,
 }
 
 impl UpstreamConfig {
-    /// The defaults (3 s, 2 attempts, 65 536 answers) with these servers.
+    /// The defaults (3 s, 2 attempts, 65 536 answers, 512 lookups) with these servers.
     pub fn new(servers: Vec<SocketAddr>) -> Self {
-        Self { servers, timeout: Duration::from_secs(3), attempts: 2, cache_entries: 65_536 }
+        Self {
+            servers,
+            timeout: Duration::from_secs(3),
+            attempts: 2,
+            cache_entries: 65_536,
+            max_lookups: 512,
+        }
     }
 }
 
@@ -101,6 +110,9 @@ pub enum LookupError {
     /// No server could answer.
     #[error("the lookup failed: {0}")]
     Failed(String),
+    /// Nothing was asked: whoever asks has as many lookups under way as are free for all.
+    #[error("too many lookups are under way")]
+    Busy,
 }
 
 /// The upstream servers and the cache in front of them. A clone is the same resolver.
@@ -114,7 +126,7 @@ struct Shared {
     cache: Cache<Key, Entry>,
     /// The lookups under way: whoever asks the same question waits for the same answer.
     flights: Mutex<HashMap<Key, Weak<OnceCell<Entry>>>>,
-    permits: Semaphore,
+    places: Places,
     /// The most time a lookup may take with all its attempts and aliases.
     deadline: Duration,
 }
@@ -150,7 +162,7 @@ impl Upstream {
                 resolver,
                 cache,
                 flights: Mutex::default(),
-                permits: Semaphore::new(MAX_LOOKUPS),
+                places: Places::new(config.max_lookups),
                 deadline: config.timeout.saturating_mul(attempts).saturating_add(Duration::from_secs(1)),
             }),
         })
@@ -172,13 +184,23 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`LookupError`].
-    pub async fn lookup(&self, name: &HostName, family: Family) -> Result<Answer, LookupError> {
+    pub async fn lookup(
+        &self,
+        name: &HostName,
+        family: Family,
+        asker: &Asker,
+    ) -> Result<Answer, LookupError> {
         if let Some(outcome) = self.cached(name, family) {
             return outcome;
         }
         let key = (name.clone(), family);
         let flight = Flight::join(&self.shared, &key);
-        let entry = flight.cell.get_or_init(|| self.shared.fetch(&key)).await.clone();
+        let fetch = || async {
+            // Of those who wait for the same answer one takes a place, and if it gets none the next tries.
+            let _place = self.shared.places.take(asker).ok_or(LookupError::Busy)?;
+            Ok(self.shared.fetch(&key).await)
+        };
+        let entry = flight.cell.get_or_try_init(fetch).await?.clone();
         entry.outcome_now(Instant::now())
     }
 
@@ -203,9 +225,6 @@ impl Shared {
 
     async fn ask(&self, (name, family): &Key) -> (Result<Arc<[IpAddr]>, LookupError>, Duration) {
         let failed = |text: String| (Err(LookupError::Failed(text)), FAILURE_TTL);
-        let Ok(_permit) = self.permits.acquire().await else {
-            return failed("the resolver is shutting down".to_owned());
-        };
         let mut query = match Name::from_ascii(name.as_str()) {
             Ok(query) => query,
             Err(error) => return failed(error.to_string()),

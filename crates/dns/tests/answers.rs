@@ -376,12 +376,12 @@ async fn a_lookup_whose_first_asker_goes_away_still_answers_the_others() {
     let good = name("good.test");
     let first = tokio::spawn({
         let (upstream, good) = (upstream.clone(), good.clone());
-        async move { upstream.lookup(&good, dns::Family::V4).await }
+        async move { upstream.lookup(&good, dns::Family::V4, &dns::Asker::default()).await }
     });
     tokio::task::yield_now().await;
     let second = tokio::spawn({
         let (upstream, good) = (upstream.clone(), good.clone());
-        async move { upstream.lookup(&good, dns::Family::V4).await }
+        async move { upstream.lookup(&good, dns::Family::V4, &dns::Asker::default()).await }
     });
     tokio::task::yield_now().await;
     first.abort();

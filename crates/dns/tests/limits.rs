@@ -118,3 +118,50 @@ async fn where_everything_is_permitted_names_are_not_budgeted() {
     }
     assert_eq!(server.count(), 20);
 }
+
+#[tokio::test]
+async fn a_sandbox_with_as_many_lookups_as_are_free_for_all_is_refused_more_and_another_is_served() {
+    let server = server().await;
+    let upstream = server.upstream_of(8);
+    let (one, other) = (FakeZone::new(&allow(&["*"])), FakeZone::new(&allow(&["*"])));
+    server.open.send(false).unwrap();
+    let mut waiting = tokio::task::JoinSet::new();
+    for number in 0..4 {
+        let (one, upstream) = (Arc::clone(&one), upstream.clone());
+        waiting.spawn(async move { ask(&one, &upstream, &format!("w{number}.test."), RecordType::A).await });
+    }
+    eventually(|| server.count() == 4).await;
+    let reply = ask(&one, &upstream, "good.test.", RecordType::A).await;
+    assert_eq!(reply.response_code, ResponseCode::Refused);
+    assert_eq!(ede(&reply).unwrap(), (15, "over a limit of the sandbox: dns_lookups (default)".to_owned()));
+    assert_eq!((one.reasons(), server.count()), (vec!["dns_lookups".to_owned()], 4));
+    // That is no answer about the name: whoever has a place asks.
+    let served = {
+        let (other, upstream) = (Arc::clone(&other), upstream.clone());
+        tokio::spawn(async move { ask(&other, &upstream, "good.test.", RecordType::A).await })
+    };
+    eventually(|| server.count() == 5).await;
+    // And whoever has none waits for the answer of another to the same question.
+    let joined = {
+        let (one, upstream) = (Arc::clone(&one), upstream.clone());
+        tokio::spawn(async move { ask(&one, &upstream, "good.test.", RecordType::A).await })
+    };
+    server.open.send(true).unwrap();
+    for reply in [served, joined] {
+        assert_eq!(addresses(&reply.await.unwrap()), ["93.184.216.34"]);
+    }
+    assert_eq!(waiting.join_all().await.len(), 4);
+    assert_eq!((one.reasons().len(), other.reasons().len(), server.count()), (1, 0, 5));
+    ask(&one, &upstream, "host.good.test.", RecordType::A).await;
+    assert_eq!((one.reasons().len(), server.count()), (1, 6));
+}
+
+/// Waits for the server, which is another task.
+async fn eventually(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap();
+}

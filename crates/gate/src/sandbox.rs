@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use audit::Recorder;
-use dns::{BindRefused, Budget, Family, Upstream, Zone};
+use dns::{BindRefused, Budget, Family, LookupError, Upstream, Zone};
 use netns::NetNs;
 use nft::{Batch, Flow as Headers, Packet, Received};
 use parking_lot::Mutex;
@@ -299,21 +299,32 @@ impl Sandbox {
     async fn look_up(&self, name: &HostName) -> Result<Vec<IpAddr>, NoAddress> {
         // A server name is a way to have a name looked up, as a query is.
         let upstream = &self.shares.upstream;
-        let knows = |family| upstream.cached(name, family).is_some();
-        let _lookup = if knows(Family::V4) && (!self.ipv6() || knows(Family::V6)) {
+        let is_new = |family| u32::from(upstream.cached(name, family).is_none());
+        let ipv6 = self.ipv6();
+        let families = is_new(Family::V4) + if ipv6 { is_new(Family::V6) } else { 0 };
+        let _lookup = if families == 0 {
             None
         } else {
             let policy = Arc::clone(&self.force.load().now.policy);
-            let lookup = self.names.begin_lookup(&policy, name, Instant::now());
+            let lookup = self.names.begin_lookup(&policy, name, families, Instant::now());
             Some(lookup.map_err(|refused| NoAddress::Refused(refused.verdict()))?)
         };
-        let v4 = upstream.lookup(name, Family::V4);
+        let v4 = upstream.lookup(name, Family::V4, self.names.asker());
         let v6 = async {
-            if self.ipv6() { upstream.lookup(name, Family::V6).await } else { Err(dns::LookupError::NoData) }
+            if ipv6 {
+                upstream.lookup(name, Family::V6, self.names.asker()).await
+            } else {
+                Err(LookupError::NoData)
+            }
         };
         let (v4, v6) = tokio::join!(v4, v6);
-        if let (Err(error), Err(_)) = (&v4, &v6) {
-            return Err(NoAddress::Failed(error.to_string()));
+        if let (Err(v4), Err(v6)) = (&v4, &v6) {
+            return Err(match (v4, v6) {
+                (LookupError::Busy, _) | (_, LookupError::Busy) => {
+                    NoAddress::Refused(dns::Refused::busy().verdict())
+                }
+                _ => NoAddress::Failed(v4.to_string()),
+            });
         }
         // All of them: whoever dials judges each address, and a refusal names the one that was refused.
         let found: Vec<IpAddr> = [v4, v6].into_iter().flatten().flat_map(|answer| answer.addresses).collect();

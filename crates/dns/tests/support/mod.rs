@@ -193,7 +193,13 @@ impl FakeServer {
     }
 
     pub(crate) fn upstream(&self) -> Upstream {
+        self.upstream_of(512)
+    }
+
+    /// As [`Self::upstream`], for so many lookups at the same time.
+    pub(crate) fn upstream_of(&self, max_lookups: usize) -> Upstream {
         Upstream::new(UpstreamConfig {
+            max_lookups,
             timeout: Duration::from_secs(2),
             attempts: 1,
             ..UpstreamConfig::new(vec![self.address])
