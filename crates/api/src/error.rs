@@ -21,6 +21,10 @@ pub mod code {
     pub const POLICY_KEPT: &str = "policy_kept";
     /// 403: a ratchet token opens nothing but the policy of its sandbox.
     pub const RATCHET_ONLY: &str = "ratchet_only";
+    /// 409: the account has as many API keys as it can have.
+    pub const TOO_MANY_KEYS: &str = "too_many_keys";
+    /// 400: nothing can be paid in, because nothing is charged for.
+    pub const NO_BILLING: &str = "no_billing";
     /// 409: the sandbox was started by an older version of the server, which did not have this.
     pub const SANDBOX_TOO_OLD: &str = "sandbox_too_old";
     /// 409: the sandbox is paused.

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod account;
 mod audit;
 mod command;
 mod error;
@@ -21,6 +22,10 @@ mod security;
 mod session;
 mod time;
 
+pub use account::{
+    Account, AccountInfo, AccountName, ApiKey, ApiKeyCreated, ApiKeyRevoked, ApiKeys, Balances, CreateApiKey,
+    Deposits, InvalidAccountName, InvalidKeyName, KeyName, Me, TIER, Wallet,
+};
 pub use audit::{AuditEvent, AuditPage, AuditRule};
 pub use command::{Command, CommandExit, CommandStarted, Killed, RunCommand, StdinData, StreamedOutput};
 pub use error::{ErrorBody, FieldError, code};

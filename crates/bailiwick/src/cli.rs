@@ -1,5 +1,6 @@
 //! The command line.
 
+mod keys;
 mod policy;
 mod sandbox;
 
@@ -8,6 +9,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::{
+    keys::{CreateKeyArgs, KeysCommand},
     policy::{ExplainArgs, GetPolicyArgs, PolicyCommand, PolicySource, RatchetArgs, SetPolicyArgs},
     sandbox::{
         CopyArgs, CreateArgs, ExecArgs, IdsArgs, LogsArgs, LsArgs, SandboxArgs, SandboxCommand, TimeoutArgs,
@@ -56,7 +58,7 @@ pub(crate) enum Command {
     /// Build, import and list templates (root file systems)
     #[command(subcommand)]
     Template(TemplateCommand),
-    /// Create, list and revoke API keys
+    /// Create, list and revoke API keys, of any account
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Print a page of the reference documentation
@@ -341,28 +343,6 @@ pub(crate) struct TemplateArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// Commands about API keys.
-#[derive(Debug, Subcommand)]
-pub(crate) enum KeysCommand {
-    /// Create a key and print it; it is stored hashed and cannot be shown again
-    Create {
-        /// What the key is for
-        #[arg(long, default_value = "cli")]
-        name: String,
-    },
-    /// List the keys, masked
-    Ls {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Revoke a key by its id
-    Revoke {
-        /// The id, as `ls` shows it
-        id: String,
-    },
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

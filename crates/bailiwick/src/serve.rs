@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use api::AccountName;
 use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +12,7 @@ use tracing::info;
 use crate::{
     config::{Config, DataArgs, ServeArgs},
     engine::Engine,
-    exit, keys,
+    exit,
 };
 
 /// How long running requests may take to finish when the daemon is told to end.
@@ -53,10 +54,11 @@ async fn serve(config: &Config) -> Result<()> {
 
 /// Makes a key at the first start, and shows it this once.
 async fn first_key(engine: &Engine) -> Result<()> {
-    if !engine.store().keys().list(keys::ACCOUNT).await.context("listing the API keys")?.is_empty() {
+    if !engine.store().keys().list(None).await.context("listing the API keys")?.is_empty() {
         return Ok(());
     }
-    let key = server::keys::create(engine.store(), keys::ACCOUNT, "first start").await?;
+    let name = "first start".parse()?;
+    let key = server::keys::create(engine.store(), &AccountName::operator(), &name).await?.secret;
     anstream::println!(
         "API key (shown this once; `bailiwick keys create` makes more): {}",
         key.expose_secret()

@@ -60,15 +60,9 @@ const ROUTES: &[(MethodFilter, &str, &str)] = &[
     (GET, "/vault/presets", "the vault"),
     (GET, "/governance/packs", "governance packs"),
     (GET, "/governance/packs/{pack}", "governance packs"),
-    (GET, "/auth/me", "accounts over the API"),
-    (GET, "/accounts/{account}", "accounts over the API"),
-    (GET, "/accounts/{account}/wallet", "accounts over the API"),
     (GET, "/accounts/{account}/usage", "accounts over the API"),
     (GET, "/accounts/{account}/usage/daily", "accounts over the API"),
-    (GET.or(POST), "/accounts/{account}/deposits", "accounts over the API"),
     (GET, "/accounts/{account}/overview", "accounts over the API"),
-    (GET.or(POST), "/accounts/{account}/api-keys", "API keys over the API"),
-    (DELETE, "/accounts/{account}/api-keys/{key}", "API keys over the API"),
 ];
 
 /// Adds the absent routes beside those that are there.

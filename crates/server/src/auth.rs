@@ -1,14 +1,22 @@
 //! Who is asking: every route but the public ones needs an API key, in either of two headers. One route takes a
 //! ratchet token in its place.
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
+use api::AccountName;
 use axum::{
+    body::{Body, HttpBody},
     extract::{FromRequestParts, MatchedPath, Request, State},
     http::{HeaderMap, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use sandbox::{ChangedBy, SandboxId};
 use secrecy::SecretString;
 
@@ -29,6 +37,13 @@ pub(crate) struct Caller {
     pub(crate) account: Arc<str>,
     /// The id of the key.
     pub(crate) key: Arc<str>,
+}
+
+impl Caller {
+    /// Whether the key is one of whoever runs the daemon.
+    pub(crate) fn is_operator(&self) -> bool {
+        *self.account == *AccountName::operator().as_str()
+    }
 }
 
 /// Who may replace the policy of a sandbox: who has an API key, or a ratchet token.
@@ -67,22 +82,87 @@ impl PolicyCaller {
 /// Lets requests with a good key through, and those with a good ratchet token to the one route that takes it.
 pub(crate) async fn require_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
     match authenticate(&app, request.headers()).await {
-        Ok(PolicyCaller::Ratchet(_)) if !is_policy_change(&request) => only_narrows().into_response(),
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
+        Ok(Proved::Key(key)) => {
+            let caller = Caller { account: Arc::clone(&key.account), key: Arc::clone(&key.id) };
+            request.extensions_mut().insert(PolicyCaller::Key(caller));
+            while_in_force(Arc::clone(&app.keys).revoked(key), next.run(request)).await
+        }
+        Ok(Proved::Ratchet(ratchet)) if is_policy_change(&request) => {
+            request.extensions_mut().insert(PolicyCaller::Ratchet(ratchet));
             next.run(request).await
         }
+        Ok(Proved::Ratchet(_)) => only_narrows().into_response(),
         Err(error) => error.into_response(),
     }
 }
 
-async fn authenticate(app: &App, headers: &HeaderMap) -> Result<PolicyCaller, ApiError> {
-    let unauthorized = || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized: missing or invalid API key");
+/// What a request has shown.
+enum Proved {
+    Key(Key),
+    Ratchet(Ratchet),
+}
+
+async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Proved, ApiError> {
     let secret = key(headers).ok_or_else(unauthorized)?;
-    if let Some(Key { id, account }) = app.keys.find(&secret).await? {
-        return Ok(PolicyCaller::Key(Caller { account, key: id }));
+    if let Some(key) = app.keys.find(&secret).await? {
+        return Ok(Proved::Key(key));
     }
-    ratchets::find(&app.store, &secret).await?.map(PolicyCaller::Ratchet).ok_or_else(unauthorized)
+    ratchets::find(&app.store, &secret).await?.map(Proved::Ratchet).ok_or_else(unauthorized)
+}
+
+fn unauthorized() -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized: missing or invalid API key")
+}
+
+/// The answer, as long as the key is in force: what is still being worked on when it is revoked is refused, and an answer
+/// that is still being sent breaks off. For the work it is as if the client had disconnected.
+async fn while_in_force(
+    revoked: impl Future<Output = ()> + Send + 'static,
+    answer: impl Future<Output = Response>,
+) -> Response {
+    let mut revoked = Box::pin(revoked);
+    let response = tokio::select! {
+        // The answer first: one that is ready is given, also that of the request that revokes its own key.
+        biased;
+        response = answer => response,
+        () = &mut revoked => return unauthorized().into_response(),
+    };
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    response.map(|body| Body::new(Revocable { body, revoked: Some(revoked) }))
+}
+
+/// A body that breaks off when the key that asked for it is revoked.
+struct Revocable<R> {
+    body: Body,
+    /// `None` when that has happened.
+    revoked: Option<Pin<Box<R>>>,
+}
+
+impl<R: Future<Output = ()>> HttpBody for Revocable<R> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(revoked) = &mut self.revoked else { return Poll::Ready(None) };
+        if revoked.as_mut().poll(context).is_ready() {
+            self.revoked = None;
+            return Poll::Ready(Some(Err(axum::Error::new("the API key was revoked"))));
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// The key in `Authorization: Bearer …`, else the one in `X-API-Key`.

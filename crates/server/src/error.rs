@@ -12,7 +12,7 @@ use axum::{
 
 use sandbox::SandboxError;
 
-use crate::convert::invalid_policy;
+use crate::{convert::invalid_policy, keys::KeyError};
 
 /// A failure as it is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,18 @@ impl From<store::StoreError> for ApiError {
             store::StoreError::Cursor { .. } => Self::bad_request(format!("cursor: {error}")),
             error if error.is_unavailable() => store_unavailable(&error),
             _ => Self::internal(&error),
+        }
+    }
+}
+
+impl From<KeyError> for ApiError {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::TooMany { .. } => {
+                Self::new(StatusCode::CONFLICT, error.to_string()).with_code(code::TOO_MANY_KEYS)
+            }
+            KeyError::Store { source, .. } => source.into(),
+            KeyError::Random(_) => Self::internal(&error),
         }
     }
 }

@@ -58,7 +58,7 @@ pub(crate) struct AppInner {
     pub(crate) sandboxes: Arc<dyn Sandboxes>,
     pub(crate) store: store::Store,
     pub(crate) audit: audit::Audit,
-    pub(crate) keys: keys::KeyRing,
+    pub(crate) keys: Arc<keys::KeyRing>,
     pub(crate) last_purge: idempotency::LastPurge,
 }
 
@@ -73,7 +73,7 @@ impl std::ops::Deref for App {
 impl App {
     pub(crate) fn new(deps: Deps) -> Self {
         let Deps { sandboxes, store, audit } = deps;
-        let keys = keys::KeyRing::new(store.clone());
+        let keys = Arc::new(keys::KeyRing::new(store.clone()));
         Self(Arc::new(AppInner {
             sandboxes,
             store,

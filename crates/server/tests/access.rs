@@ -55,6 +55,14 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/sandboxes/ID/files/watch"),
     ("GET", "/sandboxes/ID/audit"),
     ("GET", "/metrics"),
+    ("GET", "/auth/me"),
+    ("GET", "/accounts/alice"),
+    ("GET", "/accounts/alice/wallet"),
+    ("GET", "/accounts/alice/deposits"),
+    ("POST", "/accounts/alice/deposits"),
+    ("POST", "/accounts/alice/api-keys"),
+    ("GET", "/accounts/alice/api-keys"),
+    ("DELETE", "/accounts/alice/api-keys/KEY"),
 ];
 
 /// Routes of the published API that answer 501.
@@ -107,24 +115,16 @@ const ABSENT: &[(&str, &str)] = &[
     ("GET", "/vault/presets"),
     ("GET", "/governance/packs"),
     ("GET", "/governance/packs/p"),
-    ("GET", "/auth/me"),
-    ("GET", "/accounts/a"),
-    ("GET", "/accounts/a/wallet"),
     ("GET", "/accounts/a/usage"),
     ("GET", "/accounts/a/usage/daily"),
-    ("GET", "/accounts/a/deposits"),
-    ("POST", "/accounts/a/deposits"),
     ("GET", "/accounts/a/overview"),
-    ("POST", "/accounts/a/api-keys"),
-    ("GET", "/accounts/a/api-keys"),
-    ("DELETE", "/accounts/a/api-keys/k"),
 ];
 
 /// A body that suits every route that takes one.
 fn body() -> serde_json::Value {
     json!({
         "cmd": "echo hi", "timeout": 60, "data": "text", "path": "/a", "old_path": "/a", "new_path": "/b",
-        "files": [], "sandbox_ids": [], "allow_out": ["a.example.com"],
+        "name": "test", "files": [], "sandbox_ids": [], "allow_out": ["a.example.com"],
         "size": {"cols": 80, "rows": 24}
     })
 }
@@ -190,7 +190,8 @@ async fn health_and_the_document_need_no_key() {
 async fn the_numbers_of_the_service_are_in_the_format_of_prometheus() {
     let lab = Lab::new().await;
     lab.sandbox().await;
-    let answer = lab.alice("GET", "/metrics", ()).await;
+    let operator = lab.operator().await;
+    let answer = lab.send(common::request("GET", "/metrics", &operator, ())).await;
     assert_eq!(answer.status, 200);
     let kind = answer.headers["content-type"].to_str().unwrap();
     assert_eq!(kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -198,6 +199,8 @@ async fn the_numbers_of_the_service_are_in_the_format_of_prometheus() {
     assert!(text.contains("\nbailiwick_sandboxes_created_total 1\n"), "{text}");
     assert!(text.contains("\nbailiwick_decisions_total{kind=\"egress_blocked\"} 0\n"), "{text}");
     assert!(text.ends_with("# EOF\n"), "{text}");
+    let (message, _) = lab.alice("GET", "/metrics", ()).await.error(403);
+    assert!(message.contains("numbers of all accounts"), "{message}");
 }
 
 #[tokio::test]
@@ -346,6 +349,7 @@ async fn the_document_has_every_route_and_nothing_else() {
         .iter()
         .map(|(method, path)| {
             let path = path.split('?').next().unwrap().replace("ID", "{id}").replace("100", "{pid}");
+            let path = path.replace("alice", "{account}").replace("KEY", "{key}");
             ((*method).to_owned(), path)
         })
         .collect();
@@ -354,7 +358,7 @@ async fn the_document_has_every_route_and_nothing_else() {
 
     let id = lab.sandbox().await;
     for (method, path) in documented {
-        let path = path.replace("{id}", &id).replace("{pid}", "100");
+        let path = path.replace("{id}", &id).replace("{pid}", "100").replace("{account}", "alice");
         let answer = lab.alice(&method, &format!("{path}?path=/a"), body()).await;
         let known = !String::from_utf8_lossy(&answer.bytes).contains("no such route");
         assert!(known && ![405, 501].contains(&answer.status.as_u16()), "{method} {path}: {}", answer.status);

@@ -58,6 +58,13 @@ pub(crate) fn create_private_file(path: &Path) -> Result<(), StoreError> {
     file.set_permissions(fs::Permissions::from_mode(PRIVATE_FILE)).map_err(failed("set the mode of", path))
 }
 
+/// Opens `path` to append to it; made with mode 0600 if it is not there.
+pub(crate) fn open_log(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(PRIVATE_FILE);
+    options.open(path).map_err(failed("open", path))
+}
+
 fn private_options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(PRIVATE_FILE);

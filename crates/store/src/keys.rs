@@ -8,8 +8,14 @@ use sqlx::{Row, sqlite::SqliteRow};
 use crate::{
     Inner, StoreError,
     error::doing,
+    transaction,
     value::{Reader, micros},
 };
+
+/// How many keys of an account can be in force.
+pub const MAX_KEYS: u32 = 100;
+/// How many revoked keys of an account are still listed, the newest ones.
+pub const MAX_REVOKED_KEYS: u32 = 100;
 
 /// An API key as it is stored: what proves it, never the key itself.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,26 +55,64 @@ pub struct Keys<'a> {
     pub(crate) store: &'a Inner,
 }
 
+/// What became of a key that was to be revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// It was in force and is not any more.
+    Done,
+    /// It had been revoked before.
+    Before,
+    /// There is no such key.
+    NoSuchKey,
+}
+
 impl Keys<'_> {
-    /// Writes a new key.
+    /// Writes a new key, and its account if this is its first. `false` if [`MAX_KEYS`] of the account are in force: then
+    /// nothing is written.
     ///
     /// # Errors
     /// Also if there already is a key of this id or hash.
-    pub async fn put(&self, key: &KeyRecord) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO keys (id, account, name, hash, masked, created_at, revoked) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(&key.id)
-        .bind(&key.account)
-        .bind(&key.name)
-        .bind(key.hash.as_slice())
-        .bind(&key.masked)
-        .bind(micros(key.created_at))
-        .bind(key.revoked)
-        .execute(&self.store.durable)
+    pub async fn put(&self, key: &KeyRecord) -> Result<bool, StoreError> {
+        const ACTION: &str = "record the key";
+        transaction::run(&self.store.durable, ACTION, async |connection| {
+            let written = sqlx::query(
+                "INSERT INTO keys (id, account, name, hash, masked, created_at, revoked) \
+                 SELECT ?, ?, ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM keys WHERE account = ? AND NOT revoked) < ?",
+            )
+            .bind(&key.id)
+            .bind(&key.account)
+            .bind(&key.name)
+            .bind(key.hash.as_slice())
+            .bind(&key.masked)
+            .bind(micros(key.created_at))
+            .bind(key.revoked)
+            .bind(&key.account)
+            .bind(MAX_KEYS)
+            .execute(&mut *connection)
+            .await
+            .map_err(doing(ACTION))?;
+            if written.rows_affected() == 0 {
+                return Ok(false);
+            }
+            sqlx::query("INSERT OR IGNORE INTO accounts (id, created_at) VALUES (?, ?)")
+                .bind(&key.account)
+                .bind(micros(key.created_at))
+                .execute(&mut *connection)
+                .await
+                .map_err(doing(ACTION))?;
+            sqlx::query(
+                "DELETE FROM keys WHERE account = ? AND revoked AND id NOT IN (SELECT id FROM keys \
+                 WHERE account = ? AND revoked ORDER BY created_at DESC, id LIMIT ?)",
+            )
+            .bind(&key.account)
+            .bind(&key.account)
+            .bind(MAX_REVOKED_KEYS)
+            .execute(&mut *connection)
+            .await
+            .map_err(doing(ACTION))?;
+            Ok(true)
+        })
         .await
-        .map_err(doing("record the key"))?;
-        Ok(())
     }
 
     /// The key of this hash, unless it is revoked.
@@ -82,9 +126,10 @@ impl Keys<'_> {
             .transpose()
     }
 
-    /// All keys of an account, revoked ones too, oldest first.
-    pub async fn list(&self, account: &str) -> Result<Vec<KeyRecord>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM keys WHERE account = ? ORDER BY created_at, id")
+    /// All keys of an account, or of all accounts, revoked ones too, oldest first.
+    pub async fn list(&self, account: Option<&str>) -> Result<Vec<KeyRecord>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM keys WHERE ? IS NULL OR account = ? ORDER BY created_at, id")
+            .bind(account)
             .bind(account)
             .fetch_all(&self.store.readers)
             .await
@@ -92,15 +137,47 @@ impl Keys<'_> {
         rows.iter().map(read).collect()
     }
 
-    /// Revokes a key of an account, for good. Says whether there was one to revoke.
-    pub async fn revoke(&self, account: &str, id: &str) -> Result<bool, StoreError> {
-        let done = sqlx::query("UPDATE keys SET revoked = TRUE WHERE account = ? AND id = ? AND NOT revoked")
-            .bind(account)
-            .bind(id)
-            .execute(&self.store.durable)
-            .await
-            .map_err(doing("revoke the key"))?;
-        Ok(done.rows_affected() > 0)
+    /// Revokes a key, for good; with an account only if it is of that. [`Self::revocations`] is another number
+    /// afterwards.
+    pub async fn revoke(&self, account: Option<&str>, id: &str) -> Result<Revocation, StoreError> {
+        const ACTION: &str = "revoke the key";
+        let done = sqlx::query(
+            "UPDATE keys SET revoked = TRUE WHERE id = ? AND (? IS NULL OR account = ?) AND NOT revoked",
+        )
+        .bind(id)
+        .bind(account)
+        .bind(account)
+        .execute(&self.store.durable)
+        .await
+        .map_err(doing(ACTION))?;
+        if done.rows_affected() > 0 {
+            self.tell();
+            return Ok(Revocation::Done);
+        }
+        let there: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM keys WHERE id = ? AND (? IS NULL OR account = ?))",
+        )
+        .bind(id)
+        .bind(account)
+        .bind(account)
+        .fetch_one(&self.store.readers)
+        .await
+        .map_err(doing(ACTION))?;
+        Ok(if there { Revocation::Before } else { Revocation::NoSuchKey })
+    }
+
+    /// A number that changes when a key is revoked, by this process or by another one; `None` when it cannot be read.
+    /// While it stays, a key that was in force is.
+    pub fn revocations(&self) -> Option<u64> {
+        self.store.revocations.as_ref()?.count().ok()
+    }
+
+    /// The key is revoked whether or not this is told; who trusts keys for a while does so for seconds.
+    fn tell(&self) {
+        if let Some(revocations) = &self.store.revocations {
+            // What cannot be told is noticed when that time is over.
+            let _ = revocations.add();
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! A write has reached the operating system when its call returns, so **everything answered survives the death of
 //! the daemon**, however it dies. Power loss is another matter, and each table has what it needs:
 //!
-//! - API keys and ratchet tokens are synced to the disk before the call returns: a revoked one must not come back.
+//! - API keys, accounts and ratchet tokens are synced to the disk before the call returns: a revoked one must not come back.
 //! - Sandboxes, idempotency records and events are not (`synchronous = NORMAL`). A sandbox does not outlive the
 //!   machine's power, so a lost row describes nothing that still exists; what it left on the disk is found by the
 //!   sandbox manager's collection. It buys two orders of magnitude: a write costs tens of microseconds.
@@ -18,12 +18,14 @@
 
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod directory;
 mod error;
 mod events;
 mod idempotency;
 mod keys;
 mod ratchets;
+mod revocations;
 mod sandboxes;
 mod schema;
 mod transaction;
@@ -36,18 +38,19 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use crate::directory::DirectoryLock;
 pub use crate::{
+    accounts::{AccountRecord, Accounts},
     error::StoreError,
     events::{
         Category, ChainHash, ChainHashError, ChainReport, EventBatch, EventPage, EventQuery, EventRecord,
         EventRule, EventUpdate, Events, Finding, MAX_PAGE, Order, Problem, RuleKind,
     },
     idempotency::{Begin, Idempotency, REPLAY_WINDOW},
-    keys::{KeyRecord, Keys},
+    keys::{KeyRecord, Keys, MAX_KEYS, MAX_REVOKED_KEYS, Revocation},
     ratchets::{RatchetRecord, Ratchets},
     sandboxes::{SandboxFilter, SandboxRecord, Sandboxes},
 };
+use crate::{directory::DirectoryLock, revocations::Revocations};
 
 /// The database's file name inside the data directory.
 pub const DATABASE: &str = "bailiwick.db";
@@ -72,6 +75,8 @@ struct Inner {
     /// One connection with `synchronous = FULL`: a commit on it is on the disk when it returns.
     durable: SqlitePool,
     readers: SqlitePool,
+    /// Nothing is revoked through a store that was opened only to read.
+    revocations: Option<Revocations>,
     /// Held for its lifetime by the one daemon of the directory.
     _lock: Option<DirectoryLock>,
 }
@@ -125,6 +130,7 @@ impl Store {
                 writer: readers.clone(),
                 durable: readers.clone(),
                 readers,
+                revocations: None,
                 _lock: None,
             }),
         })
@@ -145,6 +151,7 @@ impl Store {
                 writer,
                 durable: pool(1).connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full)),
                 readers: pool(READERS).connect_lazy_with(options.pragma("query_only", "on")),
+                revocations: Some(Revocations::open(dir)?),
                 _lock: lock,
             }),
         })
@@ -153,6 +160,11 @@ impl Store {
     /// The sandboxes, past and present.
     pub fn sandboxes(&self) -> Sandboxes<'_> {
         Sandboxes { store: &self.inner }
+    }
+
+    /// The accounts.
+    pub fn accounts(&self) -> Accounts<'_> {
+        Accounts { store: &self.inner }
     }
 
     /// The API keys.
@@ -221,7 +233,7 @@ mod tests {
             .unwrap();
         drop(store);
         let refused = Store::open(dir.path()).await.unwrap_err();
-        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 3, .. }), "{refused:?}");
+        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 4, .. }), "{refused:?}");
     }
 
     #[tokio::test]

@@ -15,14 +15,12 @@ const STEPS: &[(i64, &str, &str)] = &[
     (1, "initial", include_str!("../migrations/0001_initial.sql")),
     (2, "chains", include_str!("../migrations/0002_chains.sql")),
     (3, "ratchets", include_str!("../migrations/0003_ratchets.sql")),
+    (4, "accounts", include_str!("../migrations/0004_accounts.sql")),
 ];
 
 /// Brings the database to the newest schema.
 pub(crate) async fn migrate(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
-    let steps = STEPS.iter().map(|&(version, name, sql)| {
-        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
-    });
-    match Migrator::with_migrations(steps.collect()).run(pool).await {
+    match migrator(STEPS).run(pool).await {
         Ok(()) => Ok(()),
         Err(MigrateError::VersionMissing(found)) => {
             Err(StoreError::NewerSchema { path: path.to_owned(), found, known: known() })
@@ -32,6 +30,13 @@ pub(crate) async fn migrate(pool: &SqlitePool, path: &Path) -> Result<(), StoreE
         }
         Err(source) => Err(StoreError::Migrate { path: path.to_owned(), source: Box::new(source) }),
     }
+}
+
+fn migrator(steps: &'static [(i64, &str, &str)]) -> Migrator {
+    let steps = steps.iter().map(|&(version, name, sql)| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    });
+    Migrator::with_migrations(steps.collect())
 }
 
 /// Whether the database has the newest schema; a missing one does not.
@@ -77,6 +82,7 @@ async fn found(path: &Path) -> Result<i64, StoreError> {
 pub(crate) async fn check(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     for statement in [
         "PRAGMA quick_check('sandboxes')",
+        "PRAGMA quick_check('accounts')",
         "PRAGMA quick_check('keys')",
         "PRAGMA quick_check('ratchets')",
         "PRAGMA quick_check('idempotency')",
@@ -88,4 +94,33 @@ pub(crate) async fn check(pool: &SqlitePool, path: &Path) -> Result<(), StoreErr
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Store;
+
+    #[tokio::test]
+    async fn the_accounts_of_an_earlier_version_are_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = SqliteConnectOptions::new().filename(dir.path().join(crate::DATABASE));
+        let old = SqlitePool::connect_with(options.create_if_missing(true)).await.unwrap();
+        migrator(&STEPS[..3]).run(&old).await.unwrap();
+        for sql in [
+            "INSERT INTO keys VALUES ('key-1', 'acme', 'ci', x'01', 'm', 7000000, FALSE)",
+            "INSERT INTO keys VALUES ('key-2', 'acme', 'ci', x'02', 'm', 9000000, TRUE)",
+            "INSERT INTO sandboxes VALUES ('sbx-1', 'run', 't', '', 'killed', '{}', '{}', '{}', 1, 8000000, NULL, NULL, \
+             0, 'kill', '{}', 1, 8000000)",
+        ] {
+            sqlx::query(sql).execute(&old).await.unwrap();
+        }
+        old.close().await;
+
+        let store = Store::open(dir.path()).await.unwrap();
+        let accounts = store.accounts().list().await.unwrap();
+        let accounts: Vec<_> =
+            accounts.iter().map(|account| (account.id.as_str(), account.created_at.as_second())).collect();
+        assert_eq!(accounts, [("acme", 7), ("run", 8)]);
+    }
 }

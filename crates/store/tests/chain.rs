@@ -439,6 +439,7 @@ async fn first_schema(dir: &Path) {
     store.close().await;
     drop(store);
     for sql in [
+        "DROP TABLE accounts",
         "DROP TABLE ratchets",
         "DELETE FROM _sqlx_migrations WHERE version > 1",
         "DROP TABLE chains",

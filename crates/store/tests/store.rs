@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
 use jiff::{Timestamp, ToSpan};
 use serde_json::json;
 use store::{
-    Begin, Category, EventBatch, EventQuery, EventRecord, EventUpdate, KeyRecord, Order, SandboxFilter,
-    SandboxRecord, Store, StoreError,
+    Begin, Category, EventBatch, EventQuery, EventRecord, EventUpdate, KeyRecord, MAX_KEYS, MAX_REVOKED_KEYS,
+    Order, Revocation, SandboxFilter, SandboxRecord, Store, StoreError,
 };
 
 fn sandbox(id: &str, account: &str, state: &str) -> SandboxRecord {
@@ -225,20 +225,72 @@ async fn a_revoked_key_opens_nothing_also_after_a_restart() {
     let store = open(dir.path()).await;
     let (kept, gone) = (key("key-1", 1), key("key-2", 2));
     for key in [&kept, &gone] {
-        store.keys().put(key).await.unwrap();
+        assert!(store.keys().put(key).await.unwrap());
         assert_eq!(store.keys().by_hash(&key.hash).await.unwrap().as_ref(), Some(key));
     }
-    assert!(!store.keys().revoke("another account", &gone.id).await.unwrap());
-    assert!(store.keys().revoke("acme", &gone.id).await.unwrap());
-    assert!(!store.keys().revoke("acme", &gone.id).await.unwrap());
+    let revoke = async |account| store.keys().revoke(account, &gone.id).await.unwrap();
+    assert_eq!(revoke(Some("another account")).await, Revocation::NoSuchKey);
+    assert_eq!(store.keys().by_hash(&gone.hash).await.unwrap(), Some(gone.clone()));
+    assert_eq!(revoke(Some("acme")).await, Revocation::Done);
+    assert_eq!(revoke(Some("acme")).await, Revocation::Before);
+    assert_eq!(revoke(None).await, Revocation::Before);
     drop(store);
 
     let store = open(dir.path()).await;
     assert_eq!(store.keys().by_hash(&gone.hash).await.unwrap(), None);
     assert_eq!(store.keys().by_hash(&kept.hash).await.unwrap(), Some(kept.clone()));
     let revoked = KeyRecord { revoked: true, ..gone };
-    assert_eq!(store.keys().list("acme").await.unwrap(), [kept, revoked.clone()]);
+    assert_eq!(store.keys().list(Some("acme")).await.unwrap(), [kept.clone(), revoked.clone()]);
+    assert_eq!(store.keys().list(None).await.unwrap(), [kept, revoked.clone()]);
+    assert_eq!(store.keys().list(Some("another account")).await.unwrap(), []);
     assert!(store.keys().put(&revoked).await.is_err(), "an id is used once");
+}
+
+#[tokio::test]
+async fn a_revocation_is_noticed_by_a_process_that_trusts_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, beside) = (open(dir.path()).await, Store::open_beside(dir.path()).await.unwrap());
+    daemon.keys().put(&key("key-1", 1)).await.unwrap();
+    let before = daemon.keys().revocations().unwrap();
+    assert_eq!(beside.keys().revoke(None, "key-2").await.unwrap(), Revocation::NoSuchKey);
+    assert_eq!(daemon.keys().revocations(), Some(before));
+    assert_eq!(beside.keys().revoke(None, "key-1").await.unwrap(), Revocation::Done);
+    assert_ne!(daemon.keys().revocations(), Some(before));
+    let mode = fs::metadata(dir.path().join("revocations")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn an_account_begins_with_its_first_key_and_has_a_bounded_number_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    assert_eq!(store.accounts().get("acme").await.unwrap(), None);
+    let numbered = |n: u32| {
+        let mut hash = [0; 32];
+        hash[..4].copy_from_slice(&n.to_le_bytes());
+        KeyRecord { id: format!("key-{n:04}"), hash, ..key("", 0) }
+    };
+    let first = numbered(0);
+    for n in 0..MAX_KEYS {
+        assert!(store.keys().put(&KeyRecord { created_at: first.created_at, ..numbered(n) }).await.unwrap());
+    }
+    let account = store.accounts().get("acme").await.unwrap().unwrap();
+    assert_eq!((account.id.as_str(), account.created_at), ("acme", first.created_at));
+    assert!(!store.keys().put(&numbered(MAX_KEYS)).await.unwrap());
+    let other = KeyRecord { account: "other".to_owned(), ..numbered(1 << 20) };
+    assert!(store.keys().put(&other).await.unwrap(), "the keys of another account do not count");
+    assert_eq!(store.accounts().list().await.unwrap().len(), 2);
+
+    // Revoked ones make room, and the oldest of them are forgotten.
+    for n in 0..2 * MAX_REVOKED_KEYS {
+        store.keys().revoke(Some("acme"), &numbered(n).id).await.unwrap();
+        assert!(store.keys().put(&numbered(MAX_KEYS + n)).await.unwrap(), "{n}");
+    }
+    let listed = store.keys().list(Some("acme")).await.unwrap();
+    let revoked = listed.iter().filter(|key| key.revoked).count();
+    assert_eq!(listed.len() - revoked, MAX_KEYS as usize);
+    assert_eq!(revoked, MAX_REVOKED_KEYS as usize);
+    assert!(listed.iter().all(|key| key.id != "key-0000"));
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The routes and their OpenAPI document.
 
+mod accounts;
 mod audit;
 mod command_stream;
 mod commands;
@@ -67,6 +68,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(watch::routes())
         .merge(audit::routes())
         .merge(metrics::routes())
+        .merge(accounts::routes())
         .split_for_parts();
     openapi.merge(public_document);
     (public, private, openapi)

@@ -44,9 +44,13 @@ impl Lab {
             store: store.clone(),
             audit: audit.clone(),
         };
-        let alice = server::keys::create(&store, "alice", "test").await.unwrap().expose_secret().to_owned();
-        let bob = server::keys::create(&store, "bob", "test").await.unwrap().expose_secret().to_owned();
+        let (alice, bob) = (key(&store, "alice").await, key(&store, "bob").await);
         Self { router: server::router(deps), fake, store, audit, alice, bob, _dir: dir }
+    }
+
+    /// A key of whoever runs the server.
+    pub(crate) async fn operator(&self) -> String {
+        key(&self.store, "local").await
     }
 
     /// Sends a request as it is.
@@ -69,6 +73,11 @@ impl Lab {
         let answer = self.alice("POST", "/sandboxes", serde_json::json!({})).await;
         answer.expect(201)["sandbox_id"].as_str().unwrap().to_owned()
     }
+}
+
+async fn key(store: &Store, account: &str) -> String {
+    let made = server::keys::create(store, &account.parse().unwrap(), &"test".parse().unwrap()).await;
+    made.unwrap().secret.expose_secret().to_owned()
 }
 
 /// A request with a key, and the content type that one client declares always.
