@@ -33,6 +33,16 @@ pub mod code {
     pub const SANDBOX_CREATING: &str = "sandbox_creating";
     /// 410: the sandbox was killed.
     pub const SANDBOX_KILLED: &str = "sandbox_killed";
+    /// 403: the sandbox's network policy does not permit connections to its ports.
+    pub const PUBLIC_TRAFFIC_OFF: &str = "public_traffic_off";
+    /// 403: the port is not one that can be connected to.
+    pub const PORT_RESERVED: &str = "port_reserved";
+    /// 502: nothing listens on the port inside the sandbox.
+    pub const PORT_CLOSED: &str = "port_closed";
+    /// 502: what listens on the port inside the sandbox does not answer as HTTP wants it.
+    pub const PORT_PROTOCOL: &str = "port_protocol";
+    /// 504: what listens on the port inside the sandbox does not answer.
+    pub const PORT_SILENT: &str = "port_silent";
     /// 413: the sandbox's file system is full.
     pub const NO_SPACE: &str = "no_space";
     /// 429: a limit on how many of something may exist.

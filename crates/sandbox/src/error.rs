@@ -78,6 +78,25 @@ pub enum SandboxError {
     /// What was to be sent into the sandbox could not be read from its source.
     #[error("cannot read what is to be written")]
     Source(#[source] io::Error),
+    /// The policy does not let anybody connect to the ports of the sandbox.
+    #[error(
+        "the network policy of the sandbox does not permit connections to its ports (allow_public_traffic is false)"
+    )]
+    PublicTrafficOff,
+    /// No program inside listens on the port.
+    #[error("nothing listens on port {0} in the sandbox")]
+    NothingListens(u16),
+    /// A program inside listens on the port, and does not accept connections.
+    #[error("what listens on port {0} in the sandbox does not accept connections")]
+    PortSilent(u16),
+    /// The port could not be connected to for another reason.
+    #[error("cannot connect to port {port} in the sandbox")]
+    PortUnreachable {
+        /// The port.
+        port: u16,
+        /// Why not.
+        source: io::Error,
+    },
     /// A limit of the machine or of the sandbox is reached; may be tried again.
     #[error("limit reached: {0}")]
     Limit(String),

@@ -7,6 +7,7 @@ mod fault;
 mod ids;
 mod manager;
 mod network;
+mod port;
 mod process;
 mod remove;
 mod rootfs;
@@ -27,3 +28,4 @@ pub use manager::{
     stored_policy,
 };
 pub use network::{Attachment, BoxFuture, Network, NetworkError, NetworkRequest};
+pub use port::{Cut, PortConnection};

@@ -8,13 +8,6 @@ use axum::{
 
 use crate::{App, error::ApiError};
 
-/// Every method.
-const ANY: MethodFilter = MethodFilter::GET
-    .or(MethodFilter::POST)
-    .or(MethodFilter::PUT)
-    .or(MethodFilter::PATCH)
-    .or(MethodFilter::DELETE)
-    .or(MethodFilter::OPTIONS);
 const GET: MethodFilter = MethodFilter::GET;
 const POST: MethodFilter = MethodFilter::POST;
 const PUT: MethodFilter = MethodFilter::PUT;
@@ -28,9 +21,6 @@ const ROUTES: &[(MethodFilter, &str, &str)] = &[
     (DELETE, "/sandboxes/{id}/snapshots/{snapshot}", "snapshots"),
     (POST, "/sandboxes/{id}/restore", "snapshots"),
     (GET, "/snapshots", "snapshots"),
-    (ANY, "/sandboxes/{id}/ports/{port}", "the port proxy"),
-    (ANY, "/sandboxes/{id}/ports/{port}/", "the port proxy"),
-    (ANY, "/sandboxes/{id}/ports/{port}/{*path}", "the port proxy"),
     (POST, "/templates/build", "building templates over the API"),
     (GET, "/templates/builds/{build}", "building templates over the API"),
     (POST, "/templates/{template}/rebuild", "building templates over the API"),

@@ -1,5 +1,5 @@
 //! Who is asking: every route but the public ones needs an API key, in either of two headers. One route takes a
-//! ratchet token in its place.
+//! ratchet token in its place. The key goes no further than here: no handler sees it.
 
 use std::{
     pin::Pin,
@@ -11,7 +11,7 @@ use api::AccountName;
 use axum::{
     body::{Body, HttpBody},
     extract::{FromRequestParts, MatchedPath, Request, State},
-    http::{HeaderMap, Method, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -23,7 +23,7 @@ use secrecy::SecretString;
 use crate::{
     App,
     error::ApiError,
-    keys::Key,
+    keys::{self, Key},
     ratchets::{self, Ratchet},
     request::sandbox_not_found,
 };
@@ -82,16 +82,19 @@ impl PolicyCaller {
 /// Lets requests with a good key through, and those with a good ratchet token to the one route that takes it.
 pub(crate) async fn require_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
     match authenticate(&app, request.headers()).await {
-        Ok(Proved::Key(key)) => {
+        Ok((Proved::Key(key), from)) => {
+            take_away(request.headers_mut(), &from);
             let caller = Caller { account: Arc::clone(&key.account), key: Arc::clone(&key.id) };
             request.extensions_mut().insert(PolicyCaller::Key(caller));
+            request.extensions_mut().insert(key.clone());
             while_in_force(Arc::clone(&app.keys).revoked(key), next.run(request)).await
         }
-        Ok(Proved::Ratchet(ratchet)) if is_policy_change(&request) => {
+        Ok((Proved::Ratchet(ratchet), from)) if is_policy_change(&request) => {
+            take_away(request.headers_mut(), &from);
             request.extensions_mut().insert(PolicyCaller::Ratchet(ratchet));
             next.run(request).await
         }
-        Ok(Proved::Ratchet(_)) => only_narrows().into_response(),
+        Ok((Proved::Ratchet(_), _)) => only_narrows().into_response(),
         Err(error) => error.into_response(),
     }
 }
@@ -102,15 +105,23 @@ enum Proved {
     Ratchet(Ratchet),
 }
 
-async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Proved, ApiError> {
-    let secret = key(headers).ok_or_else(unauthorized)?;
-    if let Some(key) = app.keys.find(&secret).await? {
-        return Ok(Proved::Key(key));
+/// What the request has shown, and the header that has. With `X-API-Key`, `Authorization` may be for a service inside a
+/// sandbox.
+async fn authenticate(app: &App, headers: &HeaderMap) -> Result<(Proved, HeaderName), ApiError> {
+    for (from, secret) in [(header::AUTHORIZATION, bearer(headers)), (API_KEY, api_key(headers))] {
+        let Some(secret) = secret.map(str::trim).filter(|secret| !secret.is_empty()) else { continue };
+        let secret = SecretString::from(secret);
+        if let Some(key) = app.keys.find(&secret).await? {
+            return Ok((Proved::Key(key), from));
+        }
+        if let Some(ratchet) = ratchets::find(&app.store, &secret).await? {
+            return Ok((Proved::Ratchet(ratchet), from));
+        }
     }
-    ratchets::find(&app.store, &secret).await?.map(Proved::Ratchet).ok_or_else(unauthorized)
+    Err(unauthorized())
 }
 
-fn unauthorized() -> ApiError {
+pub(crate) fn unauthorized() -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized: missing or invalid API key")
 }
 
@@ -165,14 +176,33 @@ impl<R: Future<Output = ()>> HttpBody for Revocable<R> {
     }
 }
 
-/// The key in `Authorization: Bearer …`, else the one in `X-API-Key`.
-fn key(headers: &HeaderMap) -> Option<SecretString> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(key)
-    });
-    let key = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())?.trim();
-    (!key.is_empty()).then(|| SecretString::from(key))
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// The token in `Authorization: Bearer …`.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    bearer_of(headers.get(header::AUTHORIZATION)?)
+}
+
+fn bearer_of(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
+fn api_key(headers: &HeaderMap) -> Option<&str> {
+    headers.get(API_KEY)?.to_str().ok()
+}
+
+/// Removes what is for this server from the headers: the key, and whatever else looks like one.
+fn take_away(headers: &mut HeaderMap, from: &HeaderName) {
+    headers.remove(API_KEY);
+    let is_ours = |token: &str| {
+        let token = token.trim();
+        token.starts_with(keys::PREFIX) || token.starts_with(ratchets::PREFIX)
+    };
+    let has_ours = || headers.get_all(header::AUTHORIZATION).iter().filter_map(bearer_of).any(is_ours);
+    if *from == header::AUTHORIZATION || has_ours() {
+        headers.remove(header::AUTHORIZATION);
+    }
 }
 
 fn is_policy_change(request: &Request) -> bool {

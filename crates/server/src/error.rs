@@ -154,6 +154,13 @@ impl From<SandboxError> for ApiError {
             | E::PermissionDenied(_)
             | E::Inside(_) => Self::bad_request(text),
             E::InitTooOld => Self::new(StatusCode::CONFLICT, text).with_code(code::SANDBOX_TOO_OLD),
+            E::PublicTrafficOff => Self::new(StatusCode::FORBIDDEN, text).with_code(code::PUBLIC_TRAFFIC_OFF),
+            E::NothingListens(_) => Self::new(StatusCode::BAD_GATEWAY, text).with_code(code::PORT_CLOSED),
+            E::PortSilent(_) => Self::new(StatusCode::GATEWAY_TIMEOUT, text).with_code(code::PORT_SILENT),
+            E::PortUnreachable { .. } => {
+                tracing::warn!(error = chain(&error), "a port of a sandbox cannot be connected to");
+                Self::new(StatusCode::BAD_GATEWAY, text).with_code(code::PORT_CLOSED)
+            }
             E::NoSpace(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text).with_code(code::NO_SPACE),
             E::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text),
             E::Limit(_) => {

@@ -22,7 +22,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 /// What every key begins with. Published clients show and redact keys of this form.
-const PREFIX: &str = "dcl_";
+pub(crate) const PREFIX: &str = "dcl_";
 const DIGITS: usize = 40;
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 

@@ -15,6 +15,7 @@ mod auth;
 mod convert;
 mod error;
 mod follow;
+mod forward;
 mod idempotency;
 pub mod keys;
 mod late;

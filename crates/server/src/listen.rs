@@ -228,8 +228,9 @@ async fn answer(
         .adaptive_window(true)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_DEADLINE);
-    let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
+    let connection = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router))
+        .into_owned();
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(error, "connection ended");
     }

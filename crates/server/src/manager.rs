@@ -1,11 +1,11 @@
 //! The sandbox manager, as the routes use it.
 
-use std::time::Duration;
+use std::{num::NonZeroU16, time::Duration};
 
 use futures_util::stream;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Manager, Output, PolicyChange, SandboxError,
-    SandboxId, Stats, TerminalSize, WriteInfo, cgroup::Usage,
+    CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Manager, Output, PolicyChange, PortConnection,
+    SandboxError, SandboxId, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
 use store::SandboxRecord;
 
@@ -144,6 +144,15 @@ impl Sandboxes for Manager {
 
     fn close_stdin<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, ()> {
         Box::pin(self.close_stdin(account, id, pid))
+    }
+
+    fn connect_port<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        port: NonZeroU16,
+    ) -> Doing<'a, PortConnection> {
+        Box::pin(self.connect_port(account, id, port))
     }
 
     fn files<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Box<dyn Files>> {

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What every token begins with, and no API key does.
-const PREFIX: &str = "rat_";
+pub(crate) const PREFIX: &str = "rat_";
 const DIGITS: usize = 40;
 
 /// A token that was found good.

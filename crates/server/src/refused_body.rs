@@ -33,16 +33,26 @@ pub(crate) async fn discard(request: Request, next: Next) -> Response {
     if body.is_end_stream() {
         return next.run(Request::from_parts(parts, body)).await;
     }
-    let lent = Lent(Arc::new(Mutex::new(body)));
-    let rest = Lent(Arc::clone(&lent.0));
+    let lent = Lent::new(body);
+    let rest = lent.clone();
     let response = next.run(Request::from_parts(parts, Body::new(lent))).await;
-    if response.status().is_client_error() || response.status().is_server_error() {
-        let _cut_off = tokio::time::timeout(DEADLINE, read(rest)).await;
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
+    if is_error && response.extensions().get::<Taken>().is_none() {
+        discard_rest(rest).await;
     }
     response
 }
 
-async fn read(mut body: Lent) {
+/// In the extensions of a response: what the request has left of its body is seen to, whatever the status says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken;
+
+/// Reads and forgets, within bounds, what there is still of a body.
+pub(crate) async fn discard_rest(body: impl HttpBody<Data = Bytes> + Unpin) {
+    let _cut_off = tokio::time::timeout(DEADLINE, read(body)).await;
+}
+
+async fn read(mut body: impl HttpBody<Data = Bytes> + Unpin) {
     let mut left = LIMIT;
     while let Some(Ok(frame)) = body.frame().await {
         let length = frame.data_ref().map_or(0, Bytes::len);
@@ -52,7 +62,20 @@ async fn read(mut body: Lent) {
 }
 
 /// A body that somebody else goes on reading when its reader has gone.
-struct Lent(Arc<Mutex<Body>>);
+#[derive(Clone)]
+pub(crate) struct Lent(Arc<Mutex<Reading>>);
+
+struct Reading {
+    body: Body,
+    /// Whether there is nothing more; a body in chunks does not know by itself.
+    is_over: bool,
+}
+
+impl Lent {
+    pub(crate) fn new(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(Reading { is_over: body.is_end_stream(), body })))
+    }
+}
 
 impl HttpBody for Lent {
     type Data = Bytes;
@@ -62,14 +85,17 @@ impl HttpBody for Lent {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut *self.0.lock()).poll_frame(context)
+        let mut reading = self.0.lock();
+        let polled = Pin::new(&mut reading.body).poll_frame(context);
+        reading.is_over |= matches!(polled, Poll::Ready(None)) || reading.body.is_end_stream();
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.lock().is_end_stream()
+        self.0.lock().is_over
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.lock().size_hint()
+        self.0.lock().body.size_hint()
     }
 }

@@ -3,13 +3,13 @@
 //! The one implementation in the program is [`sandbox::Manager`]. The trait is here so that the routes can be
 //! tested for every answer they give without a machine that runs sandboxes.
 
-use std::{pin::Pin, time::Duration};
+use std::{num::NonZeroU16, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::Stream;
 use sandbox::{
     Change, CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Output, PolicyChange,
-    SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
+    PortConnection, SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
 use store::SandboxRecord;
 use tokio::io::AsyncRead;
@@ -111,6 +111,13 @@ pub trait Sandboxes: Send + Sync + 'static {
     ) -> Doing<'a, ()>;
     /// Closes the standard input of a command that was started.
     fn close_stdin<'a>(&'a self, account: &'a str, id: &'a SandboxId, pid: u32) -> Doing<'a, ()>;
+    /// Connects to a port inside a running sandbox.
+    fn connect_port<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        port: NonZeroU16,
+    ) -> Doing<'a, PortConnection>;
     /// The files of a running sandbox.
     fn files<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Box<dyn Files>>;
 }

@@ -65,6 +65,16 @@ const ROUTES: &[(&str, &str)] = &[
     ("DELETE", "/accounts/alice/api-keys/KEY"),
 ];
 
+/// Routes that pass requests of every method on.
+const PORTS: &[(&str, &str)] = &[
+    ("GET", "/sandboxes/ID/ports/9"),
+    ("PROPFIND", "/sandboxes/ID/ports/9/"),
+    ("POST", "/sandboxes/ID/ports/9/a/b?c=d"),
+];
+
+/// The methods that the document can name for them.
+const PORT_METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
 /// Routes of the published API that answer 501.
 const ABSENT: &[(&str, &str)] = &[
     ("POST", "/sandboxes/ID/snapshot"),
@@ -73,9 +83,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("DELETE", "/sandboxes/ID/snapshots/snap-1"),
     ("POST", "/sandboxes/ID/restore?snapshot_id=snap-1"),
     ("GET", "/snapshots"),
-    ("GET", "/sandboxes/ID/ports/3000"),
-    ("GET", "/sandboxes/ID/ports/3000/"),
-    ("POST", "/sandboxes/ID/ports/3000/a/b?c=d"),
     ("POST", "/templates/build"),
     ("GET", "/templates/builds/b1"),
     ("POST", "/templates/t1/rebuild"),
@@ -141,7 +148,9 @@ async fn with_headers(lab: &Lab, headers: &[(&str, &str)]) -> Answer {
 async fn no_route_answers_without_a_key() {
     let lab = Lab::new().await;
     let id = lab.sandbox().await;
-    for (method, path) in ROUTES.iter().chain(ABSENT).chain(&[("GET", "/nowhere"), ("PUT", "/sandboxes")]) {
+    for (method, path) in
+        ROUTES.iter().chain(PORTS).chain(ABSENT).chain(&[("GET", "/nowhere"), ("PUT", "/sandboxes")])
+    {
         let path = path.replace("ID", &id);
         for key in ["", "dcl_wrong"] {
             let answer = lab.send(common::request(method, &path, key, body())).await;
@@ -161,6 +170,8 @@ async fn a_key_is_taken_from_either_header() {
         &[("x-api-key", alice)],
         &[("authorization", "Basic abc"), ("x-api-key", alice)],
         &[("authorization", &bearer), ("x-api-key", "wrong")],
+        // It may be for a service inside a sandbox.
+        &[("authorization", "Bearer wrong"), ("x-api-key", alice)],
     ] {
         with_headers(&lab, headers).await.expect(200);
     }
@@ -168,7 +179,6 @@ async fn a_key_is_taken_from_either_header() {
         &[][..],
         &[("authorization", alice)],
         &[("authorization", "Bearer ")],
-        &[("authorization", "Bearer wrong"), ("x-api-key", alice)],
         &[("x-api-key", &bearer)],
         &[("x-api-key", "")],
     ] {
@@ -354,11 +364,16 @@ async fn the_document_has_every_route_and_nothing_else() {
         })
         .collect();
     served.extend([("GET".to_owned(), "/health".to_owned()), ("GET".to_owned(), "/openapi.json".to_owned())]);
+    for path in ["/sandboxes/{id}/ports/{port}", "/sandboxes/{id}/ports/{port}/{path}"] {
+        served.extend(PORT_METHODS.map(|method| (method.to_owned(), path.to_owned())));
+    }
     assert_eq!(documented, served);
 
     let id = lab.sandbox().await;
     for (method, path) in documented {
+        // Nothing listens on that port.
         let path = path.replace("{id}", &id).replace("{pid}", "100").replace("{account}", "alice");
+        let path = path.replace("{port}", "9").replace("{path}", "a");
         let answer = lab.alice(&method, &format!("{path}?path=/a"), body()).await;
         let known = !String::from_utf8_lossy(&answer.bytes).contains("no such route");
         assert!(known && ![405, 501].contains(&answer.status.as_u16()), "{method} {path}: {}", answer.status);

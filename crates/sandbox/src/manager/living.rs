@@ -10,7 +10,10 @@ use store::{SandboxRecord, Store, StoreError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::clock::{Deadline, Uptime, of_calendar};
+use super::{
+    clock::{Deadline, Uptime, of_calendar},
+    ports::Ports,
+};
 use crate::{
     cgroup::Cgroups,
     client::InitClient,
@@ -94,6 +97,8 @@ pub(super) struct Living {
     pub ending: CancellationToken,
     /// When its time is up.
     pub end_at: watch::Sender<Option<Uptime>>,
+    /// Who may connect to its ports.
+    pub ports: Ports,
     /// What is to be taken down when it ends. Held by whoever builds it up or takes it down.
     pub parts: tokio::sync::Mutex<Parts>,
     record: Mutex<SandboxRecord>,
@@ -116,11 +121,13 @@ pub(super) struct Parts {
 impl Living {
     pub(super) fn new(id: SandboxId, init: InitClient, record: SandboxRecord) -> Self {
         let (end_at, _) = watch::channel(end_of(&record));
+        let policy = HostState::of(&record).map(|host| host.policy);
         Self {
             id,
             init,
             ending: CancellationToken::new(),
             end_at,
+            ports: Ports::new(policy.is_some_and(|policy| policy.allow_public_traffic)),
             parts: tokio::sync::Mutex::default(),
             record: Mutex::new(record),
             storing: tokio::sync::Mutex::default(),

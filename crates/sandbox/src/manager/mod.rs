@@ -7,6 +7,7 @@ mod gc;
 mod living;
 mod operate;
 mod policy_change;
+mod ports;
 mod prepare;
 mod recover;
 mod shells;
@@ -24,6 +25,7 @@ use init_protocol::ByteBuf;
 use parking_lot::Mutex;
 use policy::PolicySpec;
 use store::{SandboxFilter, SandboxRecord, Store};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use gc::GcReport;
@@ -147,6 +149,8 @@ struct Inner {
     seccomp: Vec<ByteBuf>,
     living: Mutex<HashMap<SandboxId, Arc<Living>>>,
     shells: Shells,
+    /// Places for connections to ports inside.
+    ports: Arc<Semaphore>,
     counters: Counters,
     stop: CancellationToken,
 }
@@ -172,6 +176,7 @@ impl Manager {
                 seccomp: seccomp.into_iter().map(ByteBuf::from).collect(),
                 living: Mutex::default(),
                 shells: Shells::default(),
+                ports: Arc::new(Semaphore::new(ports::OF_ALL)),
                 counters: Counters::default(),
                 stop: CancellationToken::new(),
                 config,

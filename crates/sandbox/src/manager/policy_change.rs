@@ -99,6 +99,7 @@ impl Manager {
             record.generation = generation;
             record.spec = stored;
         });
+        living.ports.permit(spec.allow_public_traffic);
         living.update_host(|host| host.policy = spec);
         if let Err(error) = living.store(&self.inner.config.store).await {
             return Err(self.take_back(living, attachment, &host, &before, error.into()).await);
@@ -128,6 +129,7 @@ impl Manager {
                     record.generation = generation;
                     record.spec = before.spec.clone();
                 });
+                living.ports.permit(host.policy.allow_public_traffic);
                 living.update_host(|now| now.policy = host.policy.clone());
                 SandboxError::PolicyKept(cause)
             }

@@ -8,6 +8,7 @@ mod files;
 mod meta;
 mod metrics;
 mod network;
+mod ports;
 mod pty;
 mod sandboxes;
 mod stdio;
@@ -63,6 +64,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(commands::routes())
         .merge(command_stream::routes())
         .merge(pty::routes())
+        .merge(ports::routes())
         .merge(stdio::routes())
         .merge(files::routes())
         .merge(watch::routes())

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
+    num::NonZeroU16,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -14,13 +16,17 @@ use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
-    Change, ChangeKind, ChangedBy, CommandEvent, CommandInfo, Create, Entry, EntryKind, Exec, ExitStatus,
-    Filter, FollowFrom, Output, OutputStream, PolicyChange, SandboxError, SandboxId, SessionEvent, Stats,
-    TerminalSize, WriteInfo, cgroup::Usage,
+    Change, ChangeKind, ChangedBy, CommandEvent, CommandInfo, Create, Cut, Entry, EntryKind, Exec,
+    ExitStatus, Filter, FollowFrom, Output, OutputStream, PolicyChange, PortConnection, SandboxError,
+    SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
 use server::{Changes, CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 use store::{SandboxRecord, Store};
-use tokio::{io::AsyncReadExt, sync::Notify};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    sync::{Notify, Semaphore},
+};
 
 /// See the module.
 #[derive(Default)]
@@ -41,8 +47,21 @@ pub(crate) struct Fake {
     pub(crate) hold: Mutex<Option<Arc<Notify>>>,
     /// Commands that began and did not end.
     pub(crate) running: Arc<AtomicUsize>,
+    /// What ends connections to ports.
+    pub(crate) port_cut: Cut,
+    /// Places for connections to ports.
+    pub(crate) ports_open: Places,
     /// Told when one begins or is dropped.
     pub(crate) changed: Arc<Notify>,
+}
+
+/// How many connections to ports there may be.
+pub(crate) struct Places(pub(crate) Arc<Semaphore>);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(4)))
+    }
 }
 
 /// Counts a command while it exists.
@@ -441,6 +460,23 @@ impl Sandboxes for Fake {
             self.usable(account, id)?;
             self.stdin.lock().unwrap().push((pid, None));
             known(pid)
+        })
+    }
+
+    /// A port of the sandbox is that port of this machine.
+    fn connect_port<'a>(
+        &'a self,
+        account: &'a str,
+        id: &'a SandboxId,
+        port: NonZeroU16,
+    ) -> Doing<'a, PortConnection> {
+        Box::pin(async move {
+            self.usable(account, id)?;
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).await;
+            let stream = stream.map_err(|_| SandboxError::NothingListens(port.get()))?;
+            let place = Arc::clone(&self.ports_open.0).try_acquire_owned();
+            let place = place.map_err(|_| SandboxError::Limit("places".to_owned()))?;
+            Ok(PortConnection::new(stream, self.port_cut.clone(), [place]))
         })
     }
 
