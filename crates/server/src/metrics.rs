@@ -59,6 +59,8 @@ impl Collector for Snapshot {
         out.counter("dns_queries", "Messages that came to the resolvers of sandboxes", network.dns_queries)?;
         let flows = BTreeMap::from([("proxy", network.proxied_flows), ("wire", network.wired_flows)]);
         out.gauges("flows_open", "Flows that are open, by the way they go", "path", &flows)?;
+        let help = "Connections to ports inside sandboxes that are open";
+        out.gauge("port_connections", help, sandboxes.port_connections)?;
         let help = "How often it was proved from inside a sandbox that its rules hold";
         out.counter("rule_proofs", help, network.proofs)?;
         let help = "Proofs that the rules of a sandbox hold that failed: it was cut off and ended";
@@ -141,6 +143,7 @@ mod tests {
     fn every_number_is_told_under_its_name() {
         let mut sandboxes = Stats { created: 3, ..Stats::default() };
         sandboxes.sandboxes.insert("running", 2);
+        sandboxes.port_connections = 6;
         sandboxes.ended.insert("rules_do_not_hold", 1);
         (sandboxes.network.dns_queries, sandboxes.network.wired_flows) = (9, 4);
         (sandboxes.network.proofs, sandboxes.network.failed_proofs) = (5, 1);
@@ -162,6 +165,7 @@ mod tests {
             "bailiwick_dns_queries_total 9",
             "bailiwick_flows_open{path=\"proxy\"} 0",
             "bailiwick_flows_open{path=\"wire\"} 4",
+            "bailiwick_port_connections 6",
             "bailiwick_rule_proofs_total 5",
             "bailiwick_rule_proofs_failed_total 1",
             "bailiwick_audit_gaps_total{reason=\"kernel_counter\"} 5",

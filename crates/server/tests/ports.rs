@@ -12,6 +12,7 @@ use server::{ServeConfig, Server};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::JoinHandle,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,8 @@ struct Running {
     address: SocketAddr,
     inside: TcpListener,
     sandbox: String,
-    _stop: tokio_util::sync::DropGuard,
+    stop: CancellationToken,
+    server: JoinHandle<()>,
 }
 
 impl Running {
@@ -32,10 +34,10 @@ impl Running {
         let server = Server::bind(&config).await.unwrap();
         let address = server.addresses()[0];
         let stop = CancellationToken::new();
-        tokio::spawn(server.run(lab.router.clone(), stop.clone()));
+        let server = tokio::spawn(server.run(lab.router.clone(), stop.clone()));
         let inside = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let sandbox = lab.sandbox().await;
-        Self { lab, address, inside, sandbox, _stop: stop.drop_guard() }
+        Self { lab, address, inside, sandbox, stop, server }
     }
 
     fn port(&self) -> u16 {
@@ -468,4 +470,32 @@ async fn what_is_under_way_ends_when_the_port_is_closed_to_everybody() {
     for mut program in [program, streams, switched] {
         gone(&mut program).await;
     }
+}
+
+#[tokio::test]
+async fn a_daemon_that_ends_waits_for_answers_and_not_for_web_sockets() {
+    let running = Running::new().await;
+    let mut socket = running.ask("GET", "/", "Connection: Upgrade\r\nUpgrade: websocket\r\n").await;
+    let mut switched = running.accept().await;
+    head_of(&mut switched).await;
+    switched
+        .write_all(b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nhi")
+        .await
+        .unwrap();
+    until(&mut socket, "hi").await;
+    let mut waiting = running.ask("GET", "/", "").await;
+    let mut program = running.accept().await;
+    head_of(&mut program).await;
+
+    running.stop.cancel();
+    while TcpStream::connect(running.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    program.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").await.unwrap();
+    assert!(all_of(&mut waiting).await.ends_with("done"));
+    within(running.server).await.unwrap();
+    // What the manager does next.
+    running.lab.fake.port_cut.stop.cancel();
+    gone(&mut socket).await;
+    gone(&mut switched).await;
 }

@@ -78,6 +78,11 @@ impl Manager {
             stream = connect_in(&living, port) => Ok(PortConnection::new(stream?, cut.clone(), places)),
         }
     }
+
+    /// How many connections to ports there are.
+    pub(super) fn port_connections(&self) -> u64 {
+        u64::try_from(OF_ALL.saturating_sub(self.inner.ports.available_permits())).unwrap_or(u64::MAX)
+    }
 }
 
 async fn connect_in(living: &Living, port: NonZeroU16) -> Result<tokio::net::TcpStream, SandboxError> {

@@ -23,6 +23,8 @@ pub struct Stats {
     /// Sandboxes that ended, by why: `requested`, `timeout`, `init_died`, `lost` (they could not be taken over from an
     /// earlier daemon), `rules_do_not_hold`. All reasons are there.
     pub ended: BTreeMap<&'static str, u64>,
+    /// Connections to ports inside that are open.
+    pub port_connections: u64,
     /// What their networks say.
     pub network: GateStats,
 }
@@ -73,6 +75,7 @@ impl Manager {
                 .map(|reason| reason.as_str())
                 .zip(counters.ended.iter().map(read))
                 .collect(),
+            port_connections: self.port_connections(),
             network: self.inner.config.network.stats(),
         }
     }
