@@ -27,9 +27,10 @@ pub struct RunCommand {
     /// The working directory. Default: the user's home directory.
     #[serde(default)]
     pub cwd: Option<String>,
-    /// Whether standard input stays open for `stdin` requests. Without it the command reads end of file.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub stdin: bool,
+    /// Whether standard input stays open for `stdin` requests; otherwise the command reads end of file. Default
+    /// false, but true in the background for the TypeScript client, which feeds commands and has no word for this.
+    #[serde(default)]
+    pub stdin: Option<bool>,
     /// Seconds after which the command is killed and answers with exit code 124. Absent or 0: no limit.
     #[serde(default)]
     pub timeout: Option<Seconds>,

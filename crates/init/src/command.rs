@@ -78,7 +78,10 @@ pub(crate) fn list(server: &Server, connection: &mut Connection) -> Result<()> {
 
 /// Kills a command with its session.
 pub(crate) fn kill(server: &Server, connection: &mut Connection, pid: u32) -> Result<()> {
-    let running = server.commands.find(pid).is_some() && session::kill(&server.children, pid);
+    let running = server.commands.find(pid).is_some_and(|command| {
+        // A second time it is killed all the same: it may have forked faster than it was killed.
+        session::kill(&server.children, pid) && command.first_killed()
+    });
     connection.send(&InitFrame::Bool(running))
 }
 

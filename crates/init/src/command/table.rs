@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use init_protocol::{CommandInfo, Exec, Exit, KEPT_COMMANDS};
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,6 +31,8 @@ pub(crate) struct Command {
     pub(crate) log: Option<Mutex<Log>>,
     /// Whether its input and output are a terminal.
     pub(crate) terminal: bool,
+    /// Whether somebody has killed it: that it is not reaped yet does not mean that it is still to be killed.
+    killed: AtomicBool,
     exit: Mutex<Exit>,
     /// An eventfd, readable as soon as `exit` and `kept` are final.
     done: OwnedFd,
@@ -48,6 +53,7 @@ impl Command {
             kept: Mutex::new(Kept::new(budget)),
             log: None,
             terminal: false,
+            killed: AtomicBool::new(false),
             exit: Mutex::default(),
             done: done.map_err(|error| failure("make an eventfd", error))?,
         })
@@ -61,6 +67,11 @@ impl Command {
     /// Closes its standard input, as soon as nobody is writing to it any more.
     pub(crate) fn close_stdin(&self) {
         *lock(&self.stdin) = None;
+    }
+
+    /// Notes that it is killed. Gives whether this is the first time.
+    pub(crate) fn first_killed(&self) -> bool {
+        !self.killed.swap(true, Ordering::Relaxed)
     }
 
     /// How it ended; to be asked when [`Self::done`] is readable.

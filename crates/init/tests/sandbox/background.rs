@@ -84,6 +84,18 @@ fn killing_tells_whether_there_was_something_to_kill() {
 }
 
 #[test]
+fn a_command_is_killed_once_even_if_it_is_not_reaped_yet() {
+    let lab = Lab::start();
+    for _ in 0..20 {
+        // Its end is noticed by a thread of its own, some time after the kill.
+        let pid = lab.spawn("sleep 1000 & sleep 1000 & sleep 1000");
+        assert_eq!(lab.bool(Request::Kill { pid }), Ok(true));
+        assert_eq!(lab.bool(Request::Kill { pid }), Ok(false));
+        assert_eq!(lab.wait(pid).exit.signal, Some(9));
+    }
+}
+
+#[test]
 fn requests_about_unknown_commands_say_so() {
     let lab = Lab::start();
     let pid = 4711;
