@@ -10,7 +10,7 @@ DEBUG := $(CURDIR)/$(TARGET)/debug
 RELEASE := $(CURDIR)/$(TARGET)/release
 # Templates of the tests, kept between runs.
 TEMPLATES ?= $(CURDIR)/target/templates
-# Virtual environment of the Python client.
+# Virtual environment of the Python client, with a Node.js for the TypeScript client.
 VENV := $(CURDIR)/target/venv
 # Seconds that a test waits for what should happen at once.
 PATIENCE ?= 20
@@ -53,13 +53,16 @@ templates: deps ## Build the base and python templates of the tests
 
 interop: deps templates $(VENV)/.ready ## Ring 3: the built program, driven by the published clients
 	$(PYTEST) interop/python
+	$(PYTEST) interop/typescript
 
 attacks: deps templates $(VENV)/.ready ## Ring 3: the attack corpus, against the built program
 	$(PYTEST) attacks
 
-$(VENV)/.ready: interop/python/requirements.txt
+# What is missing of a client's own needs is told by its suite, which is skipped then, or fails with STRICT=1.
+$(VENV)/.ready: interop/python/requirements.txt interop/typescript/requirements.txt
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
+	-$(VENV)/bin/python -m pip install --quiet --requirement interop/typescript/requirements.txt
 	touch $@
 
 bench: deps build ## Measure, side by side with the named peers
