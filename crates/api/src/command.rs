@@ -27,8 +27,8 @@ pub struct RunCommand {
     /// The working directory. Default: the user's home directory.
     #[serde(default)]
     pub cwd: Option<String>,
-    /// Whether standard input stays open for `stdin` requests; otherwise the command reads end of file. Default
-    /// false, but true in the background for the TypeScript client, which feeds commands and has no word for this.
+    /// Whether standard input stays open for `stdin` requests; otherwise the command reads end of file. Default: as
+    /// `background`, because two of the clients feed commands in the background and have no word for this.
     #[serde(default)]
     pub stdin: Option<bool>,
     /// Seconds after which the command is killed and answers with exit code 124. Absent or 0: no limit.

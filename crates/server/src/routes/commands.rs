@@ -4,7 +4,6 @@ use api::{Acknowledged, Command, CommandExit, CommandStarted, ErrorBody, Killed,
 use axum::{
     Json,
     extract::State,
-    http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use sandbox::{Exec, Output, SandboxError};
@@ -52,14 +51,10 @@ async fn run(
     State(app): State<App>,
     caller: Caller,
     PathSandbox(id): PathSandbox,
-    headers: HeaderMap,
-    JsonBody(mut command): JsonBody<RunCommand>,
+    JsonBody(command): JsonBody<RunCommand>,
 ) -> Result<Response, ApiError> {
     command.check()?;
     let background = command.background;
-    if background && command.stdin.is_none() {
-        command.stdin = Some(feeds_without_asking(&headers));
-    }
     let exec = exec(command);
     if background {
         let pid = app.sandboxes.spawn(&caller.account, &id, exec).await?;
@@ -189,13 +184,6 @@ async fn close_stdin(
     Ok(Json(Acknowledged { ok: true }))
 }
 
-/// Whether this is the TypeScript client: it can feed any command in the background and never says beforehand
-/// that it will. It sends the `User-Agent` of the runtime it is in.
-fn feeds_without_asking(headers: &HeaderMap) -> bool {
-    let agent = headers.get(header::USER_AGENT).map_or(&[][..], HeaderValue::as_bytes);
-    [&b"node"[..], b"undici", b"Bun/", b"Deno/"].iter().any(|runtime| agent.starts_with(runtime))
-}
-
 /// The command that a request asks for.
 pub(super) fn exec(command: RunCommand) -> Exec {
     Exec {
@@ -203,7 +191,7 @@ pub(super) fn exec(command: RunCommand) -> Exec {
         user: command.user.filter(|user| !user.is_empty()),
         envs: command.envs,
         cwd: command.cwd.filter(|cwd| !cwd.is_empty()),
-        stdin: command.stdin.unwrap_or(false),
+        stdin: command.stdin.unwrap_or(command.background),
         timeout: command.timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero()),
     }
 }
