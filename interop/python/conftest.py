@@ -13,6 +13,8 @@ import urllib.request
 
 import pytest
 
+import called
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 #: How long anything that should happen "at once" may take before the test fails.
 PATIENCE = float(os.environ.get("BAILIWICK_TEST_PATIENCE", "20"))
@@ -128,6 +130,17 @@ class Process:
         """Ends the lab with everything in it."""
         self.child.terminate()
         self.child.wait(timeout=60)
+
+
+def pytest_configure():
+    """Before any test module takes something of the client."""
+    called.watch()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """What looks at all other tests is last."""
+    items.sort(key=lambda item: item.path.name == "test_methods.py")
 
 
 @pytest.fixture(scope="session")

@@ -80,8 +80,12 @@ def test_two_watchers_see_the_same_and_a_terminal_survives_both(lab, sandbox):
     # A disconnected watcher leaves when it is shown something.
     handle.send_stdin("echo by''e\n")
     third = box.pty.connect(handle.pid, on_data=again)
-    third.send_stdin("echo ba''ck\n")
-    again.until(b"back\r\n")
+    # What is said before it is there goes to those who have not noticed that they are gone.
+    def back() -> bool:
+        third.send_stdin("echo ba''ck\n")
+        return b"back\r\n" in again.data
+
+    eventually("the third watcher sees what it does", back)
     third.send_stdin("exit 0\n")
     assert third.wait(timeout=60).exit_code == 0
 
