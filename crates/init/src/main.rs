@@ -20,6 +20,7 @@ mod log;
 mod server;
 mod session;
 mod supervise;
+mod workspace;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -70,6 +71,10 @@ fn start() -> Result<Arc<server::Server>, StartError> {
     sys::process::block_sigchld().map_err(|source| StartError::Harden { what: "block SIGCHLD", source })?;
     let (listener, boot, mut ready) = inherited()?;
     let limits = harden::harden(&boot.seccomp)?;
+    if let Err(error) = workspace::make() {
+        // Commands run all the same; those that want it make it, or say that they cannot.
+        let _ = writeln!(io::stderr(), "bailiwick-init: /workspace: {error}");
+    }
     let server = server::Server::start(listener, boot.configure, limits).map_err(StartError::Serve)?;
     ready.write_all(&[READY]).map_err(StartError::Serve)?;
     Ok(server)

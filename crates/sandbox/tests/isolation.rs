@@ -22,8 +22,27 @@ async fn only_the_template_and_usr_are_visible() {
     let Some((lab, id)) = sandbox().await else { return };
     let root = lab.run(&id, "ls /").await;
     let allowed = [
-        "bin", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt", "opt", "proc",
-        "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var",
+        "bin",
+        "dev",
+        "etc",
+        "home",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "media",
+        "mnt",
+        "opt",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "srv",
+        "sys",
+        "tmp",
+        "usr",
+        "var",
+        "workspace",
     ];
     let unexpected: Vec<_> = root.lines().filter(|name| !allowed.contains(name)).collect();
     assert!(unexpected.is_empty(), "{unexpected:?}");
