@@ -96,7 +96,7 @@ async fn the_directory_and_its_files_are_private() {
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o600, "{file:?}");
     }
     names.sort();
-    assert_eq!(names, ["bailiwick.db", "bailiwick.db-shm", "bailiwick.db-wal", "lock"]);
+    assert_eq!(names, ["bailiwick.db", "bailiwick.db-shm", "bailiwick.db-wal", "lock", "revocations"]);
 }
 
 #[tokio::test]
