@@ -29,6 +29,38 @@ async fn a_terminal_has_a_login_shell_a_size_and_a_kind() {
 }
 
 #[tokio::test]
+async fn whatever_asks_a_sandbox_is_answered_with_documented_statuses_when_it_cannot_be_asked() {
+    let lab = Lab::new().await;
+    let (paused, killed) = (lab.sandbox().await, lab.sandbox().await);
+    lab.alice("POST", &format!("/sandboxes/{paused}/pause"), ()).await.expect(200);
+    lab.alice("DELETE", &format!("/sandboxes/{killed}"), ()).await.expect(200);
+    let routes = [
+        ("POST", "pty", json!({})),
+        ("PATCH", "pty/100", json!({"size": {"cols": 1, "rows": 1}})),
+        ("DELETE", "pty/100", json!({})),
+        ("POST", "pty/100/stdin", json!({"data": "x"})),
+        ("GET", "pty/100/stream", json!({})),
+        ("POST", "stdio", json!({"cmd": "cat"})),
+        ("DELETE", "stdio/100", json!({})),
+        ("POST", "stdio/100/stdin", json!({"data": ""})),
+        ("POST", "stdio/100/stdin/close", json!({})),
+        ("GET", "stdio/100/stream", json!({})),
+        ("POST", "files/watch", json!({"path": "/tmp"})),
+        ("GET", "commands/100/wait", json!({})),
+        ("POST", "commands/stream", json!({"cmd": "true"})),
+    ];
+    for (method, route, body) in routes {
+        // That each of them is documented is checked with every request.
+        for (id, status) in [(&paused, 409), (&killed, 410), (&"sbx-0000000000".to_owned(), 404)] {
+            let answer = lab.alice(method, &format!("/sandboxes/{id}/{route}"), body.clone()).await;
+            assert_eq!(answer.status.as_u16(), status, "{method} {route}");
+        }
+        let keyless = common::request(method, &format!("/sandboxes/{paused}/{route}"), "none", body);
+        lab.send(keyless).await.error(401);
+    }
+}
+
+#[tokio::test]
 async fn a_size_that_no_terminal_has_is_refused_and_named() {
     let lab = Lab::new().await;
     let path = format!("/sandboxes/{}/pty", lab.sandbox().await);

@@ -11,6 +11,7 @@ mod network;
 mod ports;
 mod pty;
 mod sandboxes;
+mod statuses;
 mod stdio;
 mod watch;
 
@@ -72,6 +73,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(metrics::routes())
         .merge(accounts::routes())
         .split_for_parts();
+    statuses::complete(&mut openapi);
     openapi.merge(public_document);
     (public, private, openapi)
 }

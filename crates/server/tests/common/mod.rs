@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+mod documented;
 mod fake;
 
 use std::sync::Arc;
@@ -55,7 +56,10 @@ impl Lab {
 
     /// Sends a request as it is.
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
-        Answer::of(self.router.clone().oneshot(request).await.unwrap()).await
+        let asked = (request.method().clone(), request.uri().path().to_owned());
+        let answer = Answer::of(self.router.clone().oneshot(request).await.unwrap()).await;
+        documented::check(&asked.0, &asked.1, answer.status);
+        answer
     }
 
     /// Sends a request with alice's key.
