@@ -155,7 +155,7 @@ impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
 
     /// Moves bytes until the stream has ended and its end was passed on. May be called again after that.
     pub(crate) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
-        ready!(self.turn.poll_begin(cx));
+        ready!(self.turn.poll_begin(&self.entry.turns, cx));
         loop {
             let before = self.read;
             let step = match self.state {
@@ -177,7 +177,7 @@ impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
                     self.state = State::Done(Err(failed));
                 }
             }
-            self.turn.step(self.read.saturating_sub(before));
+            self.turn.step(&self.entry.turns, self.read.saturating_sub(before));
             if !self.is_done() && self.turn.is_over(&self.entry.turns, cx) {
                 return Poll::Pending;
             }
