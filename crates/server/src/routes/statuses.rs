@@ -54,8 +54,8 @@ pub(super) fn complete(document: &mut OpenApi) {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    let PathItem { get, put, post, delete, patch, .. } = item;
-    [get, put, post, delete, patch].into_iter().flatten()
+    let PathItem { get, put, post, delete, options, head, patch, .. } = item;
+    [get, put, post, delete, options, head, patch].into_iter().flatten()
 }
 
 fn add(operation: &mut Operation, (status, description): (u16, &str)) {
