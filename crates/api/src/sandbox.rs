@@ -78,13 +78,6 @@ impl CreateSandbox {
         if self.snapshot_id.is_some() {
             return Err(FieldError::not_implemented("snapshot_id", "creating a sandbox from a snapshot"));
         }
-        let lifecycle = self.lifecycle.unwrap_or_default();
-        if lifecycle.on_timeout == OnTimeout::Pause {
-            return Err(FieldError::not_implemented("lifecycle.on_timeout", "pausing"));
-        }
-        if lifecycle.auto_resume {
-            return Err(FieldError::not_implemented("lifecycle.auto_resume", "resuming on access"));
-        }
         Ok(())
     }
 }
@@ -108,7 +101,7 @@ pub struct Lifecycle {
     /// Kill or pause. Default `kill`.
     #[serde(default, deserialize_with = "null_is_default")]
     pub on_timeout: OnTimeout,
-    /// Whether a paused sandbox is resumed by using it. Default false.
+    /// Whether a paused sandbox goes on when its commands, sessions, terminals or files are used. Default false.
     #[serde(default, deserialize_with = "null_is_default")]
     pub auto_resume: bool,
 }
@@ -205,7 +198,8 @@ impl std::str::FromStr for SandboxState {
 pub struct SandboxList {
     /// The sandboxes.
     pub sandboxes: Vec<Sandbox>,
-    /// What to send as `next_token` to get the next page; null at the end.
+    /// What to send as `next_token` to get the next page; null at the end. Pages that are fetched one after the other have
+    /// each sandbox once, whatever is created and killed meanwhile.
     pub next_token: Option<String>,
     /// How many match in all.
     pub total: u64,
@@ -214,8 +208,25 @@ pub struct SandboxList {
 /// Sandboxes to kill.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct KillMany {
-    /// Their ids.
+    /// Their ids, at most 1000.
+    #[schema(max_items = 1000)]
     pub sandbox_ids: Vec<String>,
+}
+
+impl KillMany {
+    /// The most sandboxes of one request.
+    pub const MOST: usize = 1000;
+
+    /// Checks how many they are.
+    ///
+    /// # Errors
+    /// [`FieldError::Invalid`] if they are too many.
+    pub fn check(&self) -> Result<(), FieldError> {
+        match self.sandbox_ids.len() {
+            0..=Self::MOST => Ok(()),
+            more => Err(FieldError::invalid("sandbox_ids", format!("{more} are more than {}", Self::MOST))),
+        }
+    }
 }
 
 /// What became of each.
@@ -254,7 +265,7 @@ pub struct Running {
 /// A new time limit.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 pub struct SetTimeout {
-    /// Seconds from now; 0: no limit.
+    /// Seconds from now, or from when it is resumed if it is paused; 0: no limit.
     pub timeout: Seconds,
 }
 
@@ -344,8 +355,6 @@ mod tests {
             (json!({"vault_refs": {"A": "vault://t/prod/a"}}), "vault_refs"),
             (json!({"volumes": [{"volume_id": "vol-1", "mount_path": "/d"}]}), "volumes"),
             (json!({"snapshot_id": "snap-1"}), "snapshot_id"),
-            (json!({"lifecycle": {"on_timeout": "pause"}}), "lifecycle.on_timeout"),
-            (json!({"lifecycle": {"auto_resume": true}}), "lifecycle.auto_resume"),
         ] {
             let error = create(value).unwrap().check().unwrap_err();
             assert!(

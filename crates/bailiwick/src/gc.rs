@@ -43,16 +43,16 @@ async fn end_all(engine: &Engine) -> Result<usize> {
             .to_vec(),
         ..SandboxFilter::default()
     };
-    let (records, _) = engine.store().sandboxes().list(&filter).await.context("listing the sandboxes")?;
+    let found = engine.store().sandboxes().list(&filter).await.context("listing the sandboxes")?;
     let mut failed = None;
-    for record in &records {
+    for record in &found.sandboxes {
         let id = record.id.parse().with_context(|| format!("the id {:?} in the store", record.id))?;
         // One that cannot be recorded as ended (a full disk) has ended all the same, and the others are to end, too.
         if let Err(error) = engine.manager().kill(&record.account, &id).await {
             failed = Some(anyhow::Error::new(error).context(format!("ending {}", record.id)));
         }
     }
-    failed.map_or(Ok(records.len()), Err)
+    failed.map_or(Ok(found.sandboxes.len()), Err)
 }
 
 fn print(report: &GcReport, ended: Option<usize>) {

@@ -76,6 +76,7 @@ async fn in_sandbox(
             policy: args.policy.spec(),
             audit: true,
             on_timeout: OnTimeout::Kill,
+            auto_resume: false,
             stored: serde_json::Value::Null,
             limits: None,
             mounts,

@@ -66,6 +66,11 @@ pub enum ClientFrame {
 pub enum Request {
     /// Is init there?
     Ping,
+    /// The sandbox is about to be paused: the time of commands stands still from now on. Can be repeated. Since
+    /// revision 3.
+    StopClock,
+    /// The sandbox has been resumed: the time of commands goes on. Can be repeated. Since revision 3.
+    StartClock,
     /// Replaces identity and environment for the commands started from now on.
     Configure(Configure),
     /// Starts a command.
@@ -159,6 +164,7 @@ impl Request {
     /// The lowest [`REVISION`](crate::REVISION) of an init that knows this request.
     pub fn revision(&self) -> u16 {
         match self {
+            Self::StopClock | Self::StartClock => 3,
             Self::Watch { .. } => 2,
             Self::Session(_) | Self::Follow { .. } | Self::Resize { .. } => 1,
             _ => 0,

@@ -10,7 +10,7 @@
 //!
 //! | request | further frames to init | frames from init |
 //! |---|---|---|
-//! | [`Request::Ping`], [`Request::Configure`] | | `Done` |
+//! | [`Request::Ping`], [`Request::Configure`], [`Request::StopClock`], [`Request::StartClock`] | | `Done` |
 //! | [`Request::Exec`] | `Stdin`\*, `CloseStdin`, `Signal`\* | `Started`, `Output`\*, `Exit` |
 //! | [`Request::Exec`], `background` | | `Started` |
 //! | [`Request::Wait`] | | `Output`\*, `Exit` (when the command has ended) |
@@ -49,7 +49,7 @@ pub const VERSION: u16 = 1;
 /// How much of this version's protocol the sender knows: a higher revision has further requests and fields, and
 /// changes nothing of the lower ones. An init outlives the daemon that started it, so the next daemon asks it only for
 /// what its revision has; an init ignores the revision of a daemon, which asks for what it knows.
-pub const REVISION: u16 = 2;
+pub const REVISION: u16 = 3;
 
 /// Longest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 1 << 20;

@@ -12,7 +12,7 @@ use init_protocol::{
 
 use crate::failure::Result;
 use crate::server::Server;
-use crate::{command, files, follow, foreground};
+use crate::{clock, command, files, follow, foreground};
 
 /// How long the daemon may take for greeting and request.
 const GREETING: Duration = Duration::from_secs(10);
@@ -175,6 +175,14 @@ fn lost(error: io::Error) -> Failure {
 fn dispatch(server: &Arc<Server>, connection: &mut Connection, request: Request) -> Result<()> {
     match request {
         Request::Ping => connection.send(&InitFrame::Done),
+        Request::StopClock => {
+            clock::stop();
+            connection.send(&InitFrame::Done)
+        }
+        Request::StartClock => {
+            clock::start();
+            connection.send(&InitFrame::Done)
+        }
         Request::Configure(configure) => {
             command::check_environment(&configure.envs)?;
             *server.configure.write().unwrap_or_else(PoisonError::into_inner) = configure;

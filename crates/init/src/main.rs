@@ -7,6 +7,7 @@
 
 mod accounts;
 mod children;
+mod clock;
 mod command;
 mod connection;
 mod failure;

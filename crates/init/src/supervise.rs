@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::children::{Children, ExitSlot};
+use crate::clock::Moment;
 use crate::leftovers::Leftovers;
 use crate::session;
 
@@ -19,7 +20,7 @@ pub(crate) struct Running {
     pub(crate) pidfd: OwnedFd,
     pub(crate) exit: Arc<ExitSlot>,
     /// When it is killed.
-    pub(crate) deadline: Option<Instant>,
+    pub(crate) deadline: Option<Moment>,
     /// Read ends, non-blocking; gone at their end of file.
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
@@ -57,12 +58,12 @@ pub(crate) fn supervise(
     let mut after: Option<After> = None;
     loop {
         let room = audience.has_room();
-        let deadline = match &after {
+        let longest = match &after {
             // Without room nothing can be read, and the audience says when there is some.
-            Some(after) => Some(after.until).filter(|_| room),
-            None => running.deadline.filter(|_| !timed_out),
+            Some(after) => room.then(|| after.until.saturating_duration_since(Instant::now())),
+            None => running.deadline.filter(|_| !timed_out).map(Moment::left),
         };
-        let events = running.wait(audience, room, after.is_none(), deadline);
+        let events = running.wait(audience, room, after.is_none(), longest);
         if !audience.attend(&events.audience) {
             session::kill(children, running.pid);
             return None;
@@ -74,7 +75,7 @@ pub(crate) fn supervise(
         let now = Instant::now();
         if events.ended {
             after = Some(After { until: now + GRACE, bytes: 0 });
-        } else if after.is_none() && !timed_out && running.deadline.is_some_and(|deadline| deadline <= now) {
+        } else if after.is_none() && !timed_out && running.deadline.is_some_and(|end| end.left().is_zero()) {
             timed_out = true;
             session::kill(children, running.pid);
         }
@@ -122,8 +123,8 @@ enum Source {
 }
 
 impl Running {
-    /// Waits until something happens or the deadline has passed.
-    fn wait(&self, audience: &impl Audience, room: bool, alive: bool, deadline: Option<Instant>) -> Events {
+    /// Waits until something happens, or so long.
+    fn wait(&self, audience: &impl Audience, room: bool, alive: bool, longest: Option<Duration>) -> Events {
         let mut sources = Vec::with_capacity(5);
         let mut fds = Vec::with_capacity(5);
         if alive {
@@ -140,8 +141,7 @@ impl Running {
             sources.push(Source::Audience);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = timeout.map(|time| Timespec::try_from(time).unwrap_or(LONGEST));
+        let timeout = longest.map(|time| Timespec::try_from(time).unwrap_or(LONGEST));
         let mut events = Events { ended: false, readable: Vec::new(), audience: Vec::new() };
         // Fails only when interrupted or short of memory; then it is tried again.
         if poll(&mut fds, timeout.as_ref()).is_ok() {

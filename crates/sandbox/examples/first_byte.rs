@@ -88,6 +88,7 @@ async fn one(manager: &Manager, allow: Option<String>) -> anyhow::Result<[Durati
         template: "host".to_owned(),
         timeout: Duration::from_secs(60),
         on_timeout: OnTimeout::Kill,
+        auto_resume: false,
         metadata: Default::default(),
         envs: Default::default(),
         policy: PolicySpec {

@@ -21,6 +21,9 @@ pub enum SandboxError {
     /// The sandbox has ended.
     #[error("the sandbox has been killed")]
     Killed,
+    /// Sandboxes cannot be paused on this machine.
+    #[error("sandboxes cannot be paused on this machine, because it has no version 2 control groups")]
+    CannotPause,
     /// The sandbox is still being made.
     #[error("the sandbox is being created")]
     Creating,

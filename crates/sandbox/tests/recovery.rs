@@ -73,7 +73,7 @@ async fn what_died_while_no_daemon_ran_is_cleared_away() {
     let lab = Lab::on(dir).await;
     assert_eq!(traces(lab.dir.path(), &id), Vec::<String>::new());
     assert_eq!(lab.manager.get(ACCOUNT, &id).await.expect("record").state, "killed");
-    assert_eq!(lab.manager.list(ACCOUNT, Filter::default()).await.expect("list").1, 0);
+    assert_eq!(lab.manager.list(ACCOUNT, Filter::default()).await.expect("list").total, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,6 +89,7 @@ impl Node {
             policy,
             audit: true,
             on_timeout: OnTimeout::Kill,
+            auto_resume: false,
             stored: serde_json::Value::Null,
             limits: None,
             mounts: vec![inside::mount(&options.probe)],

@@ -27,6 +27,7 @@ const MASK: &str = "***";
 pub(crate) struct Creation {
     pub(crate) template: String,
     pub(crate) timeout: Duration,
+    pub(crate) lifecycle: Lifecycle,
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) envs: BTreeMap<String, String>,
     pub(crate) policy: PolicySpec,
@@ -62,6 +63,7 @@ impl Creation {
         Ok(Self {
             template: template.unwrap_or_else(|| DEFAULT_TEMPLATE.to_owned()),
             timeout: request.timeout.map_or(DEFAULT_TIMEOUT, api::Seconds::rounded_up),
+            lifecycle: request.lifecycle.unwrap_or_default(),
             metadata: request.metadata,
             envs: request.envs,
             policy,
@@ -123,7 +125,7 @@ pub(crate) fn sandbox(record: SandboxRecord) -> Sandbox {
         state: state(&record),
         lifecycle: Lifecycle {
             on_timeout: if record.on_timeout == "pause" { OnTimeout::Pause } else { OnTimeout::Kill },
-            auto_resume: false,
+            auto_resume: record.auto_resume,
         },
         sandbox_id: record.id,
         template_id: record.template_id,

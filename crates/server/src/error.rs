@@ -131,6 +131,7 @@ impl From<SandboxError> for ApiError {
             E::Paused => Self::new(StatusCode::CONFLICT, text).with_code(code::SANDBOX_PAUSED),
             E::Creating => Self::new(StatusCode::CONFLICT, text).with_code(code::SANDBOX_CREATING),
             E::Killed => Self::new(StatusCode::GONE, text).with_code(code::SANDBOX_KILLED),
+            E::CannotPause => Self::not_implemented(text),
             E::UnknownTemplate(_) => Self::bad_request(format!("template: {text}")),
             E::TemplateNotReady(_) => {
                 Self::new(StatusCode::CONFLICT, text).with_code(code::TEMPLATE_NOT_READY)

@@ -7,7 +7,7 @@ use sandbox::{
     CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Manager, Output, PolicyChange, PortConnection,
     SandboxError, SandboxId, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
-use store::SandboxRecord;
+use store::{SandboxPage, SandboxRecord};
 
 use crate::sandboxes::{Changes, CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 
@@ -24,7 +24,7 @@ impl Sandboxes for Manager {
         Box::pin(self.get(account, id))
     }
 
-    fn list<'a>(&'a self, account: &'a str, filter: Filter) -> Doing<'a, (Vec<SandboxRecord>, u64)> {
+    fn list<'a>(&'a self, account: &'a str, filter: Filter) -> Doing<'a, SandboxPage> {
         Box::pin(self.list(account, filter))
     }
 

@@ -11,7 +11,7 @@ use sandbox::{
     Change, CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Output, PolicyChange,
     PortConnection, SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
-use store::SandboxRecord;
+use store::{SandboxPage, SandboxRecord};
 use tokio::io::AsyncRead;
 
 /// A boxed future of a manager's answer.
@@ -38,8 +38,8 @@ pub trait Sandboxes: Send + Sync + 'static {
     fn create(&self, create: Create) -> Doing<'_, SandboxRecord>;
     /// The sandbox, in whatever state, killed ones too.
     fn get<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, SandboxRecord>;
-    /// Sandboxes, newest first, and how many there are in all.
-    fn list<'a>(&'a self, account: &'a str, filter: Filter) -> Doing<'a, (Vec<SandboxRecord>, u64)>;
+    /// Sandboxes, newest first.
+    fn list<'a>(&'a self, account: &'a str, filter: Filter) -> Doing<'a, SandboxPage>;
     /// Kills, and answers when everything is gone; false if it was killed before.
     fn kill<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, bool>;
     /// Kills, and answers at once.

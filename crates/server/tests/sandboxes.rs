@@ -158,7 +158,8 @@ async fn what_a_request_asks_for_and_cannot_be_done_is_refused_by_name() {
         (json!({"vault_refs": {"KEY": "vault://team/prod/key"}}), 501, "vault_refs"),
         (json!({"volumes": [{"volume_id": "vol-1", "mount_path": "/data"}]}), 501, "volumes"),
         (json!({"snapshot_id": "snap-1"}), 501, "snapshot_id"),
-        (json!({"lifecycle": {"on_timeout": "pause"}}), 501, "lifecycle.on_timeout"),
+        (json!({"lifecycle": {"on_timeout": "sleep"}}), 400, "lifecycle.on_timeout"),
+        (json!({"lifecycle": {"auto_resume": "yes"}}), 400, "lifecycle.auto_resume"),
         (json!({"resources": {"vcpus": 2}}), 403, "resources"),
         (json!({"template": "no-such"}), 400, "template"),
         (json!({"template": 5}), 400, "template"),
@@ -257,6 +258,8 @@ async fn lists_are_filtered_and_paged() {
         ("limit=-1", "limit"),
         ("offset=x", "offset"),
         ("next_token=x", "next_token"),
+        ("next_token=3", "next_token"),
+        ("next_token=s1.1.sbx-00000001&offset=1", "offset"),
         ("state=asleep", "state"),
         ("metadata=x", "metadata"),
     ] {
@@ -287,6 +290,9 @@ async fn killing_answers_in_both_ways_and_in_bulk() {
     let (message, _) =
         lab.alice("POST", "/sandboxes/kill-many", json!({"sandbox_ids": "x"})).await.error(400);
     assert!(message.starts_with("sandbox_ids: "), "{message}");
+    let many = json!({"sandbox_ids": vec!["sbx-00000000"; 1001]});
+    let (message, _) = lab.alice("POST", "/sandboxes/kill-many", many).await.error(400);
+    assert!(message.starts_with("sandbox_ids: "), "{message}");
 }
 
 #[tokio::test]
@@ -305,6 +311,7 @@ async fn the_time_limit_is_set_by_patch_and_by_connect() {
     lab.fake.set_state(&id, "killed");
     lab.alice("PATCH", &path, json!({"timeout": 60})).await.error(410);
     lab.alice("GET", &format!("/sandboxes/{id}?timeout=90"), ()).await.expect(200);
+    lab.alice("GET", &format!("/sandboxes/{id}?timeout=x"), ()).await.error(400);
 }
 
 #[tokio::test]

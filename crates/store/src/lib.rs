@@ -48,7 +48,7 @@ pub use crate::{
     idempotency::{Begin, Idempotency, REPLAY_WINDOW},
     keys::{KeyRecord, Keys, MAX_KEYS, MAX_REVOKED_KEYS, Revocation},
     ratchets::{RatchetRecord, Ratchets},
-    sandboxes::{SandboxFilter, SandboxRecord, Sandboxes},
+    sandboxes::{InvalidSandboxCursor, SandboxCursor, SandboxFilter, SandboxPage, SandboxRecord, Sandboxes},
 };
 use crate::{directory::DirectoryLock, revocations::Revocations};
 
@@ -233,7 +233,7 @@ mod tests {
             .unwrap();
         drop(store);
         let refused = Store::open(dir.path()).await.unwrap_err();
-        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 4, .. }), "{refused:?}");
+        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 5, .. }), "{refused:?}");
     }
 
     #[tokio::test]

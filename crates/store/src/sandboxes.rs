@@ -1,6 +1,6 @@
 //! The sandboxes, past and present.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::Timestamp;
 use sqlx::{QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
@@ -42,6 +42,8 @@ pub struct SandboxRecord {
     pub timeout_s: u64,
     /// What happens then: the word of the API.
     pub on_timeout: String,
+    /// Whether it goes on when it is paused and used.
+    pub auto_resume: bool,
     /// Where and how it runs on this machine, in the sandbox manager's own terms.
     pub host: serde_json::Value,
     /// The policy generation in force.
@@ -64,6 +66,7 @@ impl fmt::Debug for SandboxRecord {
             .field("end_at", &self.end_at)
             .field("timeout_s", &self.timeout_s)
             .field("on_timeout", &self.on_timeout)
+            .field("auto_resume", &self.auto_resume)
             .field("host", &self.host)
             .field("generation", &self.generation)
             .finish_non_exhaustive()
@@ -81,8 +84,69 @@ pub struct SandboxFilter {
     pub metadata: BTreeMap<String, String>,
     /// At most this many.
     pub limit: Option<u32>,
+    /// Only those after this one. The other fields must be as they were.
+    pub after: Option<SandboxCursor>,
     /// After skipping this many.
     pub offset: u32,
+}
+
+/// A place in the list of sandboxes. It stays where it is when sandboxes come, change or go, because it is made of what
+/// the list is ordered by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxCursor {
+    /// In microseconds.
+    created_at: i64,
+    id: String,
+}
+
+/// The text is not a cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a token of a page that was given out")]
+pub struct InvalidSandboxCursor;
+
+impl SandboxCursor {
+    /// What every cursor begins with.
+    const PREFIX: &str = "s1";
+    /// Longer than any id.
+    const LONGEST_ID: usize = 64;
+
+    /// The place of a sandbox.
+    pub fn at(sandbox: &SandboxRecord) -> Self {
+        Self { created_at: micros(sandbox.created_at), id: sandbox.id.clone() }
+    }
+}
+
+impl fmt::Display for SandboxCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", Self::PREFIX, self.created_at, self.id)
+    }
+}
+
+impl FromStr for SandboxCursor {
+    type Err = InvalidSandboxCursor;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSandboxCursor> {
+        let read = || {
+            let (created_at, id) = text.strip_prefix(Self::PREFIX)?.strip_prefix('.')?.split_once('.')?;
+            let usual = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            let known = (1..=Self::LONGEST_ID).contains(&id.len()) && id.bytes().all(usual);
+            let cursor = Self { created_at: created_at.parse().ok()?, id: id.to_owned() };
+            // One place has one spelling.
+            (known && cursor.to_string() == text).then_some(cursor)
+        };
+        read().ok_or(InvalidSandboxCursor)
+    }
+}
+
+/// Sandboxes, newest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SandboxPage {
+    /// The sandboxes.
+    pub sandboxes: Vec<SandboxRecord>,
+    /// How many the filter keeps in all, whatever its limit, and wherever it begins.
+    pub total: u64,
+    /// Where the next page begins; `None` at the end.
+    pub next: Option<SandboxCursor>,
 }
 
 /// The table of sandboxes.
@@ -109,6 +173,7 @@ impl Sandboxes<'_> {
             .bind(sandbox.end_at.map(micros))
             .bind(signed(sandbox.timeout_s))
             .bind(&sandbox.on_timeout)
+            .bind(sandbox.auto_resume)
             .bind(json(&sandbox.host))
             .bind(signed(sandbox.generation))
             .bind(micros(Timestamp::now()))
@@ -129,8 +194,8 @@ impl Sandboxes<'_> {
             .transpose()
     }
 
-    /// The sandboxes that `filter` keeps, newest first, and how many there are without its `limit` and `offset`.
-    pub async fn list(&self, filter: &SandboxFilter) -> Result<(Vec<SandboxRecord>, u64), StoreError> {
+    /// The sandboxes that `filter` keeps, newest first.
+    pub async fn list(&self, filter: &SandboxFilter) -> Result<SandboxPage, StoreError> {
         const ACTION: &str = "list the sandboxes";
         let mut count = QueryBuilder::new("SELECT count(*) FROM sandboxes");
         push_conditions(&mut count, filter);
@@ -139,11 +204,23 @@ impl Sandboxes<'_> {
 
         let mut select = QueryBuilder::new("SELECT * FROM sandboxes");
         push_conditions(&mut select, filter);
-        select.push(" ORDER BY created_at DESC, id LIMIT ").push_bind(filter.limit.map_or(-1, i64::from));
+        if let Some(SandboxCursor { created_at, id }) = &filter.after {
+            select.push(" AND (created_at < ").push_bind(*created_at);
+            select.push(" OR (created_at = ").push_bind(*created_at);
+            select.push(" AND id > ").push_bind(id.clone()).push("))");
+        }
+        // One more than is given, to know whether there is a next page.
+        let wanted = filter.limit.map_or(-1, |limit| i64::from(limit) + 1);
+        select.push(" ORDER BY created_at DESC, id LIMIT ").push_bind(wanted);
         select.push(" OFFSET ").push_bind(i64::from(filter.offset));
         let rows = select.build().fetch_all(&self.store.readers).await.map_err(doing(ACTION))?;
-        let records = rows.iter().map(read).collect::<Result<_, _>>()?;
-        Ok((records, u64::try_from(total).unwrap_or(0)))
+        let mut sandboxes = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+
+        let limit = filter.limit.and_then(|limit| usize::try_from(limit).ok());
+        let more = limit.is_some_and(|limit| sandboxes.len() > limit);
+        sandboxes.truncate(limit.unwrap_or(usize::MAX));
+        let next = sandboxes.last().filter(|_| more).map(SandboxCursor::at);
+        Ok(SandboxPage { sandboxes, total: u64::try_from(total).unwrap_or(0), next })
     }
 
     /// Forgets a sandbox. Says whether there was one.
@@ -169,14 +246,14 @@ impl Sandboxes<'_> {
 }
 
 const PUT: &str = "INSERT INTO sandboxes (id, account, template_id, name, state, metadata, envs, spec, \
-     audit_enabled, created_at, started_at, end_at, timeout_s, on_timeout, host, generation, updated_at) \
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+     audit_enabled, created_at, started_at, end_at, timeout_s, on_timeout, auto_resume, host, generation, \
+     updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
      ON CONFLICT (id) DO UPDATE SET account = excluded.account, template_id = excluded.template_id, \
      name = excluded.name, state = excluded.state, metadata = excluded.metadata, envs = excluded.envs, \
      spec = excluded.spec, audit_enabled = excluded.audit_enabled, created_at = excluded.created_at, \
      started_at = excluded.started_at, end_at = excluded.end_at, timeout_s = excluded.timeout_s, \
-     on_timeout = excluded.on_timeout, host = excluded.host, generation = excluded.generation, \
-     updated_at = excluded.updated_at";
+     on_timeout = excluded.on_timeout, auto_resume = excluded.auto_resume, host = excluded.host, \
+     generation = excluded.generation, updated_at = excluded.updated_at";
 
 fn push_conditions(query: &mut QueryBuilder<Sqlite>, filter: &SandboxFilter) {
     query.push(" WHERE 1 = 1");
@@ -218,6 +295,7 @@ fn read(row: &SqliteRow) -> Result<SandboxRecord, StoreError> {
         end_at: r.optional_time("end_at")?,
         timeout_s: r.number("timeout_s")?,
         on_timeout: r.get("on_timeout")?,
+        auto_resume: r.get("auto_resume")?,
         host: r.json("host")?,
         generation: r.number("generation")?,
     })

@@ -16,6 +16,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (2, "chains", include_str!("../migrations/0002_chains.sql")),
     (3, "ratchets", include_str!("../migrations/0003_ratchets.sql")),
     (4, "accounts", include_str!("../migrations/0004_accounts.sql")),
+    (5, "auto_resume", include_str!("../migrations/0005_auto_resume.sql")),
 ];
 
 /// Brings the database to the newest schema.

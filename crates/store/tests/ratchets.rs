@@ -21,6 +21,7 @@ fn sandbox(id: &str, state: &str) -> SandboxRecord {
         end_at: None,
         timeout_s: 0,
         on_timeout: "kill".to_owned(),
+        auto_resume: false,
         host: serde_json::Value::Null,
         generation: 1,
     }

@@ -8,7 +8,7 @@ use jiff::{Timestamp, ToSpan};
 use serde_json::json;
 use store::{
     Begin, Category, EventBatch, EventQuery, EventRecord, EventUpdate, KeyRecord, MAX_KEYS, MAX_REVOKED_KEYS,
-    Order, Revocation, SandboxFilter, SandboxRecord, Store, StoreError,
+    Order, Revocation, SandboxCursor, SandboxFilter, SandboxRecord, Store, StoreError,
 };
 
 fn sandbox(id: &str, account: &str, state: &str) -> SandboxRecord {
@@ -27,6 +27,7 @@ fn sandbox(id: &str, account: &str, state: &str) -> SandboxRecord {
         end_at: None,
         timeout_s: 0,
         on_timeout: "kill".to_owned(),
+        auto_resume: false,
         host: json!({"pid": 17}),
         generation: u64::MAX >> 1,
     }
@@ -149,7 +150,7 @@ async fn a_damaged_table_of_state_is_noticed_when_the_database_is_opened() {
     assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused:?}");
 
     fs::write(&path, sound).unwrap();
-    assert_eq!(open(dir.path()).await.sandboxes().list(&SandboxFilter::default()).await.unwrap().1, 400);
+    assert_eq!(open(dir.path()).await.sandboxes().list(&SandboxFilter::default()).await.unwrap().total, 400);
 }
 
 #[tokio::test]
@@ -186,8 +187,8 @@ async fn a_list_keeps_to_its_account_states_and_metadata_and_counts_them_all() {
 
     let mine = SandboxFilter { account: Some("acme".to_owned()), ..SandboxFilter::default() };
     let list = async |filter: SandboxFilter| {
-        let (records, total) = store.sandboxes().list(&filter).await.unwrap();
-        (records.into_iter().map(|r| r.id).collect::<Vec<_>>(), total)
+        let page = store.sandboxes().list(&filter).await.unwrap();
+        (page.sandboxes.into_iter().map(|r| r.id).collect::<Vec<_>>(), page.total)
     };
     assert_eq!(list(mine.clone()).await.1, 7);
     let running = SandboxFilter { states: vec!["running".to_owned()], ..mine.clone() };
@@ -200,6 +201,67 @@ async fn a_list_keeps_to_its_account_states_and_metadata_and_counts_them_all() {
     assert_eq!(list(SandboxFilter { metadata, ..mine.clone() }).await, (vec!["sbx-tagged00".to_owned()], 1));
     let metadata = BTreeMap::from([("team".to_owned(), "axb".to_owned())]);
     assert_eq!(list(SandboxFilter { metadata, ..mine }).await.1, 0);
+}
+
+#[tokio::test]
+async fn pages_have_each_sandbox_once_whatever_is_created_killed_and_forgotten_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    // Two of each moment, so that the moment alone does not order them.
+    let at = |n: i64| Timestamp::from_microsecond(1_000_000 + n / 2).unwrap();
+    let put = async |n: i64, state: &str| {
+        let id = format!("sbx-{n:08}");
+        let record = SandboxRecord { created_at: at(n), ..sandbox(&id, "acme", state) };
+        store.sandboxes().put(&record).await.unwrap();
+        id
+    };
+    let mut expected = Vec::new();
+    for n in 0..20 {
+        expected.push(put(n, "running").await);
+    }
+    expected.sort_by_key(|id| (std::cmp::Reverse(id[4..].parse::<i64>().unwrap() / 2), id.clone()));
+
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let states = vec!["running".to_owned()];
+        let filter = SandboxFilter { states, limit: Some(3), after, ..SandboxFilter::default() };
+        let page = store.sandboxes().list(&filter).await.unwrap();
+        assert!(page.sandboxes.len() <= 3);
+        let ids: Vec<_> = page.sandboxes.into_iter().map(|record| record.id).collect();
+        // What was shown goes, the one that the next page begins after is forgotten, and a new one comes.
+        put(ids[0][4..].parse().unwrap(), "killed").await;
+        store.sandboxes().delete(ids.last().unwrap()).await.unwrap();
+        put(1000 + seen.len() as i64, "running").await;
+        seen.extend(ids);
+        let Some(next) = page.next else { break };
+        after = Some(next.to_string().parse().unwrap());
+    }
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn what_is_no_cursor_is_refused() {
+    let good: SandboxCursor = "s1.1764000000000000.sbx-0000000a".parse().unwrap();
+    assert_eq!(good.to_string(), "s1.1764000000000000.sbx-0000000a");
+    for text in [
+        "",
+        "3",
+        "s1",
+        "s1.",
+        "s1.1",
+        "s1.1.",
+        "s2.1.sbx-0",
+        "s1.x.sbx-0",
+        "s1.01.sbx-0",
+        "s1.+1.sbx-0",
+        "s1.1.sbx 0",
+        "s1.1.a.b",
+        "s1.99999999999999999999.sbx-0",
+        " s1.1.sbx-0",
+        &format!("s1.1.{}", "a".repeat(65)),
+    ] {
+        assert!(text.parse::<SandboxCursor>().is_err(), "{text:?}");
+    }
 }
 
 #[tokio::test]

@@ -52,6 +52,8 @@ fn size() -> impl Strategy<Value = TerminalSize> {
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(Request::Ping),
+        Just(Request::StopClock),
+        Just(Request::StartClock),
         Just(Request::Commands),
         (text(), envs()).prop_map(|(sandbox_id, envs)| Request::Configure(Configure { sandbox_id, envs })),
         exec().prop_map(Request::Exec),

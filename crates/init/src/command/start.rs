@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use init_protocol::{Exec, Failure, FailureKind, KEPT_SESSION, KEPT_TERMINAL, MAX_COMMAND, TerminalSize};
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -17,6 +17,7 @@ use sys::process::{Spawn, SpawnError, Step, with_user};
 
 use super::Command;
 use crate::accounts::{self, Account};
+use crate::clock::Moment;
 use crate::connection::bad_request;
 use crate::failure::{Result, failure};
 use crate::files::absolute;
@@ -77,7 +78,7 @@ fn start_as(server: &Server, exec: Exec, kind: Kind) -> Result<(Arc<Command>, Ru
     let [sh, option, line] = args;
     let args = [sh?, option?, line?];
     let envs = environment(server, &account, &exec.envs)?;
-    let deadline = exec.timeout_ms.and_then(|time| Instant::now().checked_add(Duration::from_millis(time)));
+    let deadline = exec.timeout_ms.and_then(|time| Moment::after(Duration::from_millis(time)));
     let ends = match kind {
         Kind::Plain | Kind::Pipes => Ends::pipes(exec.stdin, &account)?,
         Kind::Terminal(size) => Ends::terminal(size, &account)?,

@@ -4,6 +4,7 @@
 //! gives `cgroup.kill`, `cgroup.freeze`, CPU time, and processes that are born in their group.
 
 mod detect;
+mod freeze;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -92,6 +93,11 @@ struct Group {
 }
 
 impl Hierarchies {
+    /// Whether processes can be stopped: only the version 2 tree can.
+    pub(crate) fn can_freeze(&self) -> bool {
+        self.parents.iter().any(|parent| parent.version == Version::Two)
+    }
+
     /// Finds (and makes) the directory `name` below this process's own group of each hierarchy.
     pub(crate) fn detect(name: &str) -> Result<Self, Fault> {
         detect::parents(name).map(|parents| Self { parents })
@@ -169,14 +175,6 @@ impl Cgroups {
                 kill_one_by_one(&group.path);
             }
         }
-    }
-
-    /// Stops every process, or lets all go on. Needs the version 2 tree.
-    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Fault> {
-        let Some(group) = self.version_2() else {
-            return Err(Fault::new("pause", "it: this machine has no version 2 control groups"));
-        };
-        write(&group.path, "cgroup.freeze", if frozen { "1" } else { "0" })
     }
 
     /// Removes the groups; what is gone already is no failure. They must have no processes.

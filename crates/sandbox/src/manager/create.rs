@@ -20,7 +20,7 @@ use store::SandboxRecord;
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::timeout};
 
 use super::{
-    Create, Manager, blocking,
+    Create, Manager, OnTimeout, blocking,
     clock::Deadline,
     joined,
     living::{HostState, Living, Parts, State},
@@ -66,6 +66,9 @@ impl Manager {
             return Err(SandboxError::ShuttingDown);
         }
         check_mounts(&request.mounts)?;
+        if request.on_timeout == OnTimeout::Pause && !self.inner.hierarchies.can_freeze() {
+            return Err(SandboxError::CannotPause);
+        }
         let config = &self.inner.config;
         let policy = Arc::new(Policy::compile(&request.policy, config.network.floor())?);
         let template = self.inner.templates.get(&request.template)?;
@@ -250,6 +253,7 @@ impl Manager {
             end_at: None,
             timeout_s: request.timeout.as_secs(),
             on_timeout: request.on_timeout.as_str().to_owned(),
+            auto_resume: request.auto_resume,
             host: host.to_value(),
             generation: 1,
         }

@@ -1,4 +1,4 @@
-//! The end of a sandbox: asked for, timed, or its own; and pausing, which is not one.
+//! The end of a sandbox: asked for, timed, or its own.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,8 +8,8 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Manager, OnTimeout, blocking,
-    clock::{Deadline, until},
+    Manager, blocking,
+    clock::until,
     create::chain,
     joined,
     living::{Living, Parts, State},
@@ -84,60 +84,6 @@ impl Manager {
         Ok(())
     }
 
-    /// Lets a sandbox live for `timeout` from now on; zero is without end.
-    pub async fn set_timeout(
-        &self,
-        account: &str,
-        id: &SandboxId,
-        timeout: Duration,
-    ) -> Result<(), SandboxError> {
-        let living = self.living(account, id).await?;
-        living.update(|record| record.timeout_s = timeout.as_secs());
-        living.set_end(Deadline::after(timeout));
-        Ok(living.store(&self.inner.config.store).await?)
-    }
-
-    /// Stops the processes of a sandbox where they are. Its memory stays in use; its time does not run.
-    pub async fn pause(&self, account: &str, id: &SandboxId) -> Result<(), SandboxError> {
-        let living = self.living(account, id).await?;
-        self.freeze(&living, "requested").await
-    }
-
-    /// Lets the processes of a paused sandbox go on, with a new time to live.
-    pub async fn resume(&self, account: &str, id: &SandboxId) -> Result<(), SandboxError> {
-        let living = self.find(account, id);
-        let Some(living) = living else {
-            return self.get(account, id).await.and(Err(SandboxError::Killed));
-        };
-        let parts = living.parts.lock().await;
-        let cgroups = parts.cgroups.clone();
-        if !living.advance(&[State::Paused], State::Running) {
-            return Ok(());
-        }
-        blocking(move || cgroups.freeze(false)).await??;
-        let lifetime = Duration::from_secs(living.record().timeout_s);
-        living.set_end(Deadline::after(lifetime));
-        living.store(&self.inner.config.store).await?;
-        self.recorder(&living.record()).lifecycle("sandbox_resumed", json!({}));
-        Ok(())
-    }
-
-    async fn freeze(&self, living: &Arc<Living>, why: &str) -> Result<(), SandboxError> {
-        let parts = living.parts.lock().await;
-        let cgroups = parts.cgroups.clone();
-        if !living.advance(&[State::Running], State::Paused) {
-            return Err(SandboxError::Killed);
-        }
-        if let Err(error) = blocking(move || cgroups.freeze(true)).await? {
-            living.advance(&[State::Paused], State::Running);
-            return Err(error.into());
-        }
-        living.set_end(None);
-        living.store(&self.inner.config.store).await?;
-        self.recorder(&living.record()).lifecycle("sandbox_paused", json!({ "reason": why }));
-        Ok(())
-    }
-
     /// Starts the task that ends the sandbox when its time is up or its init has died.
     pub(super) fn watch_over(&self, living: &Arc<Living>) {
         let manager = self.clone();
@@ -172,20 +118,6 @@ impl Manager {
                 }
             }
         });
-    }
-
-    /// Whether that was the end.
-    async fn time_is_up(&self, living: &Arc<Living>) -> bool {
-        if living.record().on_timeout == OnTimeout::Pause.as_str() {
-            match self.freeze(living, "timeout").await {
-                Ok(()) => return false,
-                Err(error) => {
-                    tracing::warn!(sandbox = %living.id, error = %chain(&error), "cannot pause, so it ends");
-                }
-            }
-        }
-        self.end_and_log(living, Reason::Timeout).await;
-        true
     }
 
     pub(super) async fn end_and_log(&self, living: &Arc<Living>, reason: Reason) {

@@ -97,7 +97,7 @@ impl Manager {
             ..SandboxFilter::default()
         };
         let sandboxes = self.inner.config.store.sandboxes();
-        for listed in sandboxes.list(&filter).await?.0 {
+        for listed in sandboxes.list(&filter).await?.sandboxes {
             if self.lives(&listed.id) {
                 continue;
             }

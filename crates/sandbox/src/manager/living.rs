@@ -175,6 +175,12 @@ impl Living {
         self.end_at.send_replace(end.map(|end| end.at));
     }
 
+    /// When its time is up, as [`Self::set_end`] was told.
+    pub(super) fn end(&self) -> Option<Deadline> {
+        let at = (*self.end_at.borrow())?;
+        Some(Deadline { at, calendar: self.record.lock().end_at })
+    }
+
     /// Changes what the record says about where it runs.
     pub(super) fn update_host(&self, change: impl FnOnce(&mut HostState)) {
         let mut record = self.record.lock();

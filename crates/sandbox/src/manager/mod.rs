@@ -6,6 +6,7 @@ mod end;
 mod gc;
 mod living;
 mod operate;
+mod pause;
 mod policy_change;
 mod ports;
 mod prepare;
@@ -24,7 +25,7 @@ use audit::Audit;
 use init_protocol::ByteBuf;
 use parking_lot::Mutex;
 use policy::PolicySpec;
-use store::{SandboxFilter, SandboxRecord, Store};
+use store::{SandboxCursor, SandboxFilter, SandboxPage, SandboxRecord, Store};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +85,8 @@ pub struct Create {
     pub timeout: Duration,
     /// What happens then.
     pub on_timeout: OnTimeout,
+    /// Whether it goes on when it is paused and used.
+    pub auto_resume: bool,
     /// What the client attaches to it.
     pub metadata: BTreeMap<String, String>,
     /// The environment of all its commands.
@@ -129,6 +132,8 @@ pub struct Filter {
     pub metadata: BTreeMap<String, String>,
     /// At most this many.
     pub limit: Option<u32>,
+    /// Only those after this place.
+    pub after: Option<SandboxCursor>,
     /// After skipping this many.
     pub offset: u32,
 }
@@ -204,13 +209,8 @@ impl Manager {
         stored.filter(|record| record.account == account).ok_or(SandboxError::NotFound)
     }
 
-    /// The sandboxes of this account that `filter` keeps, newest first, and how many there are without its `limit`
-    /// and `offset`.
-    pub async fn list(
-        &self,
-        account: &str,
-        filter: Filter,
-    ) -> Result<(Vec<SandboxRecord>, u64), SandboxError> {
+    /// The sandboxes of this account that `filter` keeps, newest first.
+    pub async fn list(&self, account: &str, filter: Filter) -> Result<SandboxPage, SandboxError> {
         let states = if filter.states.is_empty() {
             &[State::Creating, State::Running, State::Paused][..]
         } else {
@@ -221,6 +221,7 @@ impl Manager {
             states: states.iter().map(|state| state.as_str().to_owned()).collect(),
             metadata: filter.metadata,
             limit: filter.limit,
+            after: filter.after,
             offset: filter.offset,
         };
         Ok(self.inner.config.store.sandboxes().list(&filter).await?)

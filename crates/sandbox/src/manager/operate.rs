@@ -1,13 +1,8 @@
 //! What is done in a running sandbox.
 
-use std::sync::Arc;
-
 use init_protocol::{FollowFrom, Request, TerminalSize};
 
-use super::{
-    Manager, blocking,
-    living::{Living, State},
-};
+use super::{Manager, blocking, living::Living};
 use crate::{
     cgroup::Usage,
     client::{Command, CommandInfo, Exec, Files, Follower, Output},
@@ -125,24 +120,9 @@ impl Manager {
 
     /// What a sandbox uses of the machine.
     pub async fn usage(&self, account: &str, id: &SandboxId) -> Result<Usage, SandboxError> {
-        let Some(living) = self.find(account, id) else {
-            return self.get(account, id).await.and(Err(SandboxError::Killed));
-        };
+        let living = self.present(account, id).await?;
         let cgroups = living.parts.lock().await.cgroups.clone();
         blocking(move || cgroups.usage()).await
-    }
-
-    /// A sandbox of this account in which something can be done.
-    pub(super) async fn living(&self, account: &str, id: &SandboxId) -> Result<Arc<Living>, SandboxError> {
-        let Some(living) = self.find(account, id) else {
-            return self.get(account, id).await.and(Err(SandboxError::Killed));
-        };
-        match living.state() {
-            State::Running => Ok(living),
-            State::Creating => Err(SandboxError::Creating),
-            State::Paused => Err(SandboxError::Paused),
-            State::Killed => Err(SandboxError::Killed),
-        }
     }
 }
 

@@ -56,10 +56,7 @@ impl Manager {
         id: &SandboxId,
         change: PolicyChange,
     ) -> Result<SandboxRecord, SandboxError> {
-        let living = match self.find(account, id) {
-            Some(living) => living,
-            None => return self.get(account, id).await.and(Err(SandboxError::Killed)),
-        };
+        let living = self.present(account, id).await?;
         let manager = self.clone();
         joined(tokio::spawn(async move {
             let by = change.by.clone();

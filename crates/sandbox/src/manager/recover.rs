@@ -32,8 +32,8 @@ impl Manager {
             states: states.iter().map(|state| state.as_str().to_owned()).collect(),
             ..SandboxFilter::default()
         };
-        let (records, _) = self.inner.config.store.sandboxes().list(&filter).await?;
-        for record in records {
+        let found = self.inner.config.store.sandboxes().list(&filter).await?;
+        for record in found.sandboxes {
             let Ok(id) = record.id.parse::<SandboxId>() else { continue };
             let living = Living::new(id.clone(), InitClient::new(self.directory(&id).socket()), record);
             let living = Arc::new(living);
@@ -67,6 +67,7 @@ impl Manager {
         }
         parts.template = self.inner.templates.get(&living.record().template_id).ok();
         self.attach_again(living, &mut parts, &host, &process).await?;
+        self.freeze_as_recorded(living, &parts).await?;
         if living.state() == State::Running {
             answers(&living.init).await?;
         }

@@ -193,6 +193,7 @@ pub fn request() -> Create {
         template: "host".to_owned(),
         timeout: Duration::from_secs(600),
         on_timeout: OnTimeout::Kill,
+        auto_resume: false,
         metadata: [("purpose".to_owned(), "test".to_owned())].into(),
         envs: [("GREETING".to_owned(), "hello".to_owned())].into(),
         policy: PolicySpec::default(),

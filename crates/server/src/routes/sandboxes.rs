@@ -79,13 +79,18 @@ async fn create(
 }
 
 async fn create_now(app: App, caller: Caller, creation: Creation) -> Result<Sandbox, ApiError> {
-    let Creation { template, timeout, metadata, envs, policy, source, audit, stored, warnings } = creation;
+    let Creation { template, timeout, lifecycle, metadata, envs, policy, source, audit, stored, warnings } =
+        creation;
     let account = caller.account.to_string();
     let create = Create {
         account,
         template,
         timeout,
-        on_timeout: OnTimeout::Kill,
+        on_timeout: match lifecycle.on_timeout {
+            api::OnTimeout::Kill => OnTimeout::Kill,
+            api::OnTimeout::Pause => OnTimeout::Pause,
+        },
+        auto_resume: lifecycle.auto_resume,
         metadata,
         envs,
         policy,
@@ -105,23 +110,27 @@ async fn create_now(app: App, caller: Caller, creation: Creation) -> Result<Sand
         ("state" = Option<Vec<String>>, Query, description = "Only in these states; `all` means killed ones too"),
         ("metadata" = Option<String>, Query, description = "Only with these labels: an object, or `key=value`"),
         ("limit" = Option<u32>, Query, description = "At most this many, up to 1000; default 100"),
-        ("offset" = Option<u32>, Query, description = "After leaving out this many"),
-        ("next_token" = Option<String>, Query, description = "`next_token` of the page before"),
+        ("offset" = Option<u32>, Query, description = "After leaving out this many; not with `next_token`"),
+        ("next_token" = Option<String>, Query, description = "`next_token` of the page before; the other parameters as for that"),
     ),
-    responses((status = 200, description = "A page", body = SandboxList))
+    responses(
+        (status = 200, description = "A page", body = SandboxList),
+        (status = 400, description = "A parameter is wrong; the message names it", body = ErrorBody),
+    )
 )]
 async fn list(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<SandboxList>, ApiError> {
     let limit = query.parsed("limit")?.unwrap_or(PAGE).clamp(1, LONGEST_PAGE);
-    let offset: u32 = match query.parsed("next_token")? {
-        Some(offset) => offset,
-        None => query.parsed("offset")?.unwrap_or(0),
-    };
-    let filter = Filter { states: states(&query)?, metadata: metadata(&query)?, limit: Some(limit), offset };
-    let (records, total) = app.sandboxes.list(&caller.account, filter).await?;
-    let next = offset.saturating_add(u32::try_from(records.len()).unwrap_or(limit));
-    let next_token = (u64::from(next) < total && !records.is_empty()).then(|| next.to_string());
-    let sandboxes = records.into_iter().map(convert::sandbox).collect();
-    Ok(Json(SandboxList { sandboxes, next_token, total }))
+    let after = query.parsed("next_token")?;
+    let offset = query.parsed("offset")?.unwrap_or(0);
+    if after.is_some() && offset > 0 {
+        return Err(ApiError::bad_request("offset: does not go together with next_token"));
+    }
+    let states = states(&query)?;
+    let filter = Filter { states, metadata: metadata(&query)?, limit: Some(limit), after, offset };
+    let page = app.sandboxes.list(&caller.account, filter).await?;
+    let next_token = page.next.map(|next| next.to_string());
+    let sandboxes = page.sandboxes.into_iter().map(convert::sandbox).collect();
+    Ok(Json(SandboxList { sandboxes, next_token, total: page.total }))
 }
 
 /// The states wanted. None means all but killed.
@@ -162,10 +171,11 @@ fn metadata(query: &Query) -> Result<BTreeMap<String, String>, ApiError> {
     get, path = "/sandboxes/{id}", tag = "sandboxes",
     params(
         ("id" = String, Path, description = "The sandbox"),
-        ("timeout" = Option<f64>, Query, description = "Also sets the time limit, if the sandbox is running"),
+        ("timeout" = Option<f64>, Query, description = "Also sets the time limit, as `PATCH` on `timeout` does, unless it was killed"),
     ),
     responses(
         (status = 200, description = "The sandbox", body = Sandbox),
+        (status = 400, description = "`timeout` is no time", body = ErrorBody),
         (status = 404, description = "No such sandbox in this account", body = ErrorBody),
     )
 )]
@@ -175,13 +185,16 @@ async fn get(
     PathSandbox(id): PathSandbox,
     query: Query,
 ) -> Result<Json<Sandbox>, ApiError> {
+    let timeout = match query.parsed("timeout")?.map(Seconds::from_number) {
+        Some(Err(error)) => return Err(ApiError::bad_request(format!("timeout: {error}"))),
+        Some(Ok(timeout)) => Some(timeout),
+        None => None,
+    };
     let mut record = app.sandboxes.get(&caller.account, &id).await?;
     // One client's `connect(timeout=…)` has no request of its own for this.
-    if let Some(seconds) = query.parsed("timeout")?
-        && convert::state(&record) == SandboxState::Running
+    if let Some(timeout) = timeout
+        && matches!(convert::state(&record), SandboxState::Running | SandboxState::Paused)
     {
-        let timeout = Seconds::from_number(seconds)
-            .map_err(|error| ApiError::bad_request(format!("timeout: {error}")))?;
         app.sandboxes.set_timeout(&caller.account, &id, timeout.rounded_up()).await?;
         record = app.sandboxes.get(&caller.account, &id).await?;
     }
@@ -219,16 +232,20 @@ async fn kill(
 #[utoipa::path(
     post, path = "/sandboxes/kill-many", tag = "sandboxes", request_body = KillMany,
     params(("async" = Option<bool>, Query, description = "Answer at once and tear down in the background")),
-    responses((status = 200, description = "What became of each", body = KillManyResults))
+    responses(
+        (status = 200, description = "What became of each", body = KillManyResults),
+        (status = 400, description = "They are more than 1000", body = ErrorBody),
+    )
 )]
 async fn kill_many(
     State(app): State<App>,
     caller: Caller,
     query: Query,
-    JsonBody(KillMany { sandbox_ids }): JsonBody<KillMany>,
-) -> Json<KillManyResults> {
+    JsonBody(asked): JsonBody<KillMany>,
+) -> Result<Json<KillManyResults>, ApiError> {
+    asked.check()?;
     let queue = query.is_true("async");
-    let results = stream::iter(sandbox_ids)
+    let results = stream::iter(asked.sandbox_ids)
         .map(|id| {
             let (app, caller) = (&app, &caller);
             async move {
@@ -239,7 +256,7 @@ async fn kill_many(
         .buffer_unordered(KILLED_AT_ONCE)
         .collect()
         .await;
-    Json(KillManyResults { results })
+    Ok(Json(KillManyResults { results }))
 }
 
 async fn kill_one(app: &App, caller: &Caller, id: &str, queue: bool) -> Result<KillOutcome, ApiError> {
@@ -269,12 +286,13 @@ async fn status(
     Ok(Json(Running { is_running: convert::state(&record) == SandboxState::Running }))
 }
 
-/// Sets how long a sandbox has from now.
+/// Sets how long a sandbox has from now, or from when it is resumed if it is paused.
 #[utoipa::path(
     patch, path = "/sandboxes/{id}/timeout", tag = "sandboxes", request_body = SetTimeout,
     params(("id" = String, Path, description = "The sandbox")),
     responses(
         (status = 200, description = "Set", body = Acknowledged),
+        (status = 400, description = "It is no time", body = ErrorBody),
         (status = 404, description = "No such sandbox in this account", body = ErrorBody),
         (status = 410, description = "It was killed", body = ErrorBody),
     )
@@ -289,7 +307,8 @@ async fn set_timeout(
     Ok(Json(Acknowledged { ok: true }))
 }
 
-/// Stops the processes of a sandbox where they are. Its memory stays in use, and its time does not run.
+/// Stops the processes of a sandbox where they are. When this is answered, none of them runs. Its memory stays in use; its
+/// time, and that of its commands, does not run.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/pause", tag = "sandboxes",
     params(("id" = String, Path, description = "The sandbox")),
@@ -298,6 +317,7 @@ async fn set_timeout(
         (status = 404, description = "No such sandbox in this account", body = ErrorBody),
         (status = 409, description = "It is paused already", body = ErrorBody),
         (status = 410, description = "It was killed", body = ErrorBody),
+        (status = 501, description = "The machine cannot", body = ErrorBody),
     )
 )]
 async fn pause(

@@ -21,7 +21,7 @@ use sandbox::{
     SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
 };
 use server::{Changes, CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
-use store::{SandboxRecord, Store};
+use store::{SandboxCursor, SandboxPage, SandboxRecord, Store};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -158,7 +158,8 @@ impl Sandboxes for Fake {
                 started_at: Some(now),
                 end_at: (!create.timeout.is_zero()).then(|| now + create.timeout),
                 timeout_s: create.timeout.as_secs(),
-                on_timeout: "kill".to_owned(),
+                on_timeout: create.on_timeout.as_str().to_owned(),
+                auto_resume: create.auto_resume,
                 host: serde_json::to_value(&create.policy).unwrap(),
                 generation: 1,
             };
@@ -175,7 +176,7 @@ impl Sandboxes for Fake {
         Box::pin(async move { self.find(account, id) })
     }
 
-    fn list<'a>(&'a self, account: &'a str, filter: Filter) -> Doing<'a, (Vec<SandboxRecord>, u64)> {
+    fn list<'a>(&'a self, account: &'a str, filter: Filter) -> Doing<'a, SandboxPage> {
         Box::pin(async move {
             let records = self.records.lock().unwrap();
             let all: Vec<_> = records
@@ -192,10 +193,15 @@ impl Sandboxes for Fake {
                 .cloned()
                 .collect();
             let total = all.len() as u64;
-            Ok((
-                all.into_iter().skip(filter.offset as usize).take(filter.limit.unwrap() as usize).collect(),
-                total,
-            ))
+            let from = filter.after.as_ref().map_or(0, |after| {
+                1 + all.iter().position(|record| SandboxCursor::at(record) == *after).expect("a place")
+            });
+            let mut sandboxes: Vec<_> = all.into_iter().skip(from + filter.offset as usize).collect();
+            let limit = filter.limit.unwrap() as usize;
+            let more = sandboxes.len() > limit;
+            sandboxes.truncate(limit);
+            let next = sandboxes.last().filter(|_| more).map(SandboxCursor::at);
+            Ok(SandboxPage { sandboxes, total, next })
         })
     }
 
