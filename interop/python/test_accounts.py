@@ -285,3 +285,49 @@ def test_keys_are_kept_without_a_daemon(lab, tmp_path):
     assert [key["revoked"] for key in program.json(*data, "ls")] == [True, False]
     for wrong in (["create", "--account", "a/b"], ["create", "--name", ""], ["revoke", "key-none"], ["ls", "--account", ""]):
         assert program.error(*data, *wrong, code=2)
+
+
+def test_usage_is_counted_for_the_account_that_used_it(lab, other):
+    with AccountClient(api_key=other.key) as client:
+        client.set_owner_id("other")
+
+        def seconds() -> int:
+            summary = client.get_usage()
+            assert (summary.total_cost_micros, summary.guardrails["total_cost_micros"]) == (0, 0)
+            return summary.compute["total_seconds"]
+
+        before, made = seconds(), client.get_usage().compute["sandbox_count"]
+        foreign = lab.request("GET", "/accounts/local/usage")[1]
+        box = Sandbox.create(template="python", timeout=300, api_key=other.key)
+        streams.eventually("it has run for two seconds", lambda: seconds() >= before + 2)
+        box.kill(wait=True)
+        assert client.get_usage().compute["sandbox_count"] == made + 1
+        assert lab.request("GET", "/accounts/local/usage")[1]["sandbox_count"] == foreign["sandbox_count"]
+        daily = client.get_daily_usage()
+        assert len(daily) == 30 and daily[-1].total_cost_micros == 0
+        overview = client.get_overview()
+        assert (overview.owner_id, overview.tier, overview.wallet.balance_micros) == ("other", "self-hosted", 0)
+        active = overview.active_sandboxes
+        box = Sandbox.create(template="python", timeout=300, api_key=other.key)
+        assert client.get_overview().active_sandboxes == active + 1
+        box.kill(wait=True)
+    status, answer = other.request("GET", "/accounts/other/overview")
+    assert answer["tier_limits"] == {"max_concurrent": 1000, "max_vcpus": 2, "max_memory_mb": 2048}, answer
+    assert answer["today"]["total_seconds"] >= 2, answer
+
+
+def test_usage_is_kept_when_the_daemon_dies(fragile):
+    process, lab = fragile
+    box, ended = conftest.create(lab), conftest.create(lab)
+    usage = lambda: lab.request("GET", "/accounts/local/usage")[1]  # noqa: E731
+    streams.eventually("they have run", lambda: usage()["total_seconds"] >= 2)
+    assert lab.request("DELETE", f"/sandboxes/{ended}")[0] == 200
+    before = usage()
+    process.kill_daemon()
+    process.restart_daemon()
+    lab = conftest.Lab(process.variables)
+    after = usage()
+    assert after["total_seconds"] >= before["total_seconds"] and after["sandbox_count"] == before["sandbox_count"] == 2
+    streams.eventually("it goes on", lambda: usage()["total_seconds"] > after["total_seconds"])
+    assert lab.request("DELETE", f"/sandboxes/{box}")[0] == 200
+    assert usage()["sandbox_count"] == 2

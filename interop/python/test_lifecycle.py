@@ -106,7 +106,7 @@ def test_a_sandbox_whose_time_is_up_is_paused_if_it_wants_that_and_wakes_when_it
     box.set_timeout(300)
     asleep_connected = Sandbox.connect(asleep.sandbox_id, timeout=200)
     for each in (box, asleep):
-        each.get_metrics()
+        assert each.get_metrics()[-1].memory_usage_mb > 0
         assert each.get_info().state == SandboxState.PAUSED
     assert box.commands.run("echo awake").stdout == "awake\n"
     assert box.get_info().state == SandboxState.RUNNING
@@ -235,3 +235,35 @@ def test_states_times_pages_and_answers_outlive_the_daemon(fragile):
     eventually("it counts on", lambda: counted() > first)
     assert lab.request("GET", f"/sandboxes/{box}")[1]["state"] == "running"
     assert lab.request("POST", f"/sandboxes/{later}/resume")[0] == 200
+
+
+def test_metrics_have_a_history_that_outlives_the_daemon(fragile):
+    process, lab = fragile
+    box = conftest.create(lab)
+    conftest.command(lab, box, "while :; do :; done", background=True, timeout=300)
+
+    def metrics(query: str = "") -> list[dict]:
+        status, answer = lab.request("GET", f"/sandboxes/{box}/metrics{query}")
+        assert status == 200, answer
+        return answer
+
+    now = metrics()
+    assert len(now) == 1 and now[0]["memory_usage_mb"] > 0 and now[0]["cpu_usage_percent"] > 0, now
+    eventually("there is a measurement", lambda: len(metrics()) > 1)
+    first = metrics()[0]
+    assert first["cpu_usage_percent"] > 5, first
+    # One client reads an object: that of now.
+    status, single = lab.request("GET", f"/sandboxes/{box}/metrics", headers={"User-Agent": "Go-http-client/1.1"})
+    assert single["timestamp"] > first["timestamp"] and single["cpu_usage_percent"] > 0, single
+    process.kill_daemon()
+    process.restart_daemon()
+    lab = conftest.Lab(process.variables)
+    assert metrics()[0] == first
+    at = first["timestamp"].replace("+", "%2B")
+    assert metrics(f"?end={at}") == [] and metrics(f"?start={at}")[0] == first
+    times = [datetime.datetime.fromisoformat(each["timestamp"]) for each in metrics()]
+    assert times == sorted(times)
+    lab.request("POST", f"/sandboxes/{box}/pause")
+    assert metrics()[0] == first
+    lab.request("DELETE", f"/sandboxes/{box}")
+    assert lab.request("GET", f"/sandboxes/{box}/metrics")[0] == 410

@@ -21,6 +21,7 @@ mod sandbox;
 mod security;
 mod session;
 mod time;
+mod usage;
 
 pub use account::{
     Account, AccountInfo, AccountName, ApiKey, ApiKeyCreated, ApiKeyRevoked, ApiKeys, Balances, CreateApiKey,
@@ -44,3 +45,4 @@ pub use sandbox::{
 pub use security::{Security, SecurityPolicy};
 pub use session::{EncodedData, OpenPty, OutputPiece, PtySize, ResizePty, StartStdio, StdioStarted};
 pub use time::Timestamp;
+pub use usage::{ComputeUsage, NoCost, Overview, TierLimits, Usage, UsageDays, UsageOfDay, UsedToday};

@@ -55,6 +55,7 @@ impl Engine {
             store: store.clone(),
             audit: audit.clone(),
             limits: config.limits.processes,
+            account_sandboxes: config.limits.account_sandboxes,
             ids: DEFAULT_IDS,
             nameserver: GATE_V4.to_string(),
         })

@@ -8,13 +8,25 @@ use sandbox::cgroup;
 
 use crate::exit::BadInput;
 
-/// The limits of each sandbox.
-#[derive(Clone, Copy, Debug, Default)]
+/// The limits of each sandbox, and of each account.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
+    /// Of each account: sandboxes at a time.
+    pub account_sandboxes: u32,
     /// Of its processes. A template or a request may say otherwise.
     pub processes: cgroup::Limits,
     /// Of what it has of the network.
     pub network: gate::Limits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            account_sandboxes: sandbox::DEFAULT_ACCOUNT_SANDBOXES,
+            processes: cgroup::Limits::default(),
+            network: gate::Limits::default(),
+        }
+    }
 }
 
 /// One limit, by the name it has in the configuration.
@@ -49,6 +61,7 @@ const FIELDS: &[Field] = &[
         get: |limits| limits.processes.memory_bytes >> 20,
         set: |limits, value| limits.processes.memory_bytes = value << 20,
     },
+    field!("account_sandboxes", 1..=MANY, account_sandboxes),
     field!("cpu_millis", 1..=MANY, processes.cpu_millis),
     field!("pids", 1..=1 << 22, processes.processes),
     field!("flows", 1..=MANY, network.flows.max_flows),

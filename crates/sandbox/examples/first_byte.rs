@@ -17,8 +17,8 @@ use dns::{Upstream, UpstreamConfig};
 use gate::{Gate, GateConfig};
 use policy::PolicySpec;
 use sandbox::{
-    CommandEvent, Config, Create, DEFAULT_IDS, Exec, Manager, OnTimeout, SandboxId, cgroup::Limits,
-    spawner::SpawnerProgram,
+    CommandEvent, Config, Create, DEFAULT_ACCOUNT_SANDBOXES, DEFAULT_IDS, Exec, Manager, OnTimeout,
+    SandboxId, cgroup::Limits, spawner::SpawnerProgram,
 };
 use store::Store;
 
@@ -47,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
         store: store.clone(),
         audit: audit.clone(),
         limits: Limits::default(),
+        account_sandboxes: DEFAULT_ACCOUNT_SANDBOXES,
         ids: DEFAULT_IDS,
         nameserver: "100.64.0.1".to_owned(),
     };

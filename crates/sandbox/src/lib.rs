@@ -24,8 +24,8 @@ pub use fault::Fault;
 pub use ids::{IDS_PER_SANDBOX, InvalidSandboxId, SandboxId};
 pub use init_protocol::{Change, ChangeKind, FollowFrom, Stream as OutputStream, TerminalSize};
 pub use manager::{
-    ChangedBy, Config, Create, DEFAULT_IDS, Filter, GcReport, Manager, OnTimeout, PolicyChange, State, Stats,
-    stored_policy,
+    ChangedBy, Config, Create, DEFAULT_ACCOUNT_SANDBOXES, DEFAULT_IDS, Filter, GcReport, MEASURED_EVERY,
+    MEASUREMENTS, Manager, Measurement, OnTimeout, PolicyChange, State, Stats, stored_policy,
 };
 pub use network::{Attachment, BoxFuture, Network, NetworkError, NetworkRequest};
 pub use port::{Cut, PortConnection};

@@ -109,7 +109,8 @@ fn start_time(pid: i32) -> io::Result<u64> {
     field().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the start time of a process"))
 }
 
-fn boot_id() -> io::Result<String> {
+/// Which start of the machine this is.
+pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 

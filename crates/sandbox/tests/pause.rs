@@ -15,7 +15,7 @@ async fn can_pause(lab: &Lab) -> bool {
         Ok(_) => true,
         Err(SandboxError::CannotPause) => {
             assert!(std::env::var_os("STRICT").is_none(), "needs version 2 control groups");
-            println!("SKIP: sandboxes cannot be paused on this machine");
+            eprintln!("SKIP: sandboxes cannot be paused on this machine");
             false
         }
         Err(error) => panic!("{error:?}"),

@@ -15,8 +15,9 @@ use gate::{GATE_V4, Gate, GateConfig};
 use parking_lot::Mutex;
 use policy::{Floor, PolicySpec};
 use sandbox::{
-    Attachment, BoxFuture, ChangedBy, Create, DEFAULT_IDS, Manager, Network, NetworkError, NetworkRequest,
-    OnTimeout, PolicyChange, SandboxId, cgroup::Limits, spawner::SpawnerProgram, template::Templates,
+    Attachment, BoxFuture, ChangedBy, Create, DEFAULT_ACCOUNT_SANDBOXES, DEFAULT_IDS, Manager, Network,
+    NetworkError, NetworkRequest, OnTimeout, PolicyChange, SandboxId, cgroup::Limits,
+    spawner::SpawnerProgram, template::Templates,
 };
 use store::{EventQuery, EventRecord, Store};
 
@@ -65,6 +66,7 @@ impl Node {
             store: store.clone(),
             audit: audit.clone(),
             limits: Limits::default(),
+            account_sandboxes: DEFAULT_ACCOUNT_SANDBOXES,
             ids: DEFAULT_IDS,
             nameserver: GATE_V4.to_string(),
         })

@@ -50,9 +50,6 @@ const ROUTES: &[(MethodFilter, &str, &str)] = &[
     (GET, "/vault/presets", "the vault"),
     (GET, "/governance/packs", "governance packs"),
     (GET, "/governance/packs/{pack}", "governance packs"),
-    (GET, "/accounts/{account}/usage", "accounts over the API"),
-    (GET, "/accounts/{account}/usage/daily", "accounts over the API"),
-    (GET, "/accounts/{account}/overview", "accounts over the API"),
 ];
 
 /// Adds the absent routes beside those that are there.

@@ -9,7 +9,7 @@ use std::{
 use api::{CreateSandbox, Lifecycle, Metrics, Network, OnTimeout, Sandbox, SandboxState, SecurityPolicy};
 use jiff::Timestamp;
 use policy::{EchMode, Floor, Policy, PolicyError, PolicySpec, RefusedNames};
-use sandbox::{Entry, EntryKind, cgroup::Usage};
+use sandbox::{Entry, EntryKind, Measurement, cgroup::Usage};
 use serde_json::{Value, json};
 use store::SandboxRecord;
 
@@ -175,13 +175,22 @@ pub(crate) fn with_network(mut stored: Value, network: &Network) -> Value {
     }
 }
 
-/// What was used, from two measurements so far apart. How much disk that is, nobody counts.
-pub(crate) fn metrics(now: Timestamp, before: Usage, after: Usage, elapsed: Duration) -> Metrics {
+/// What was used between two looks so far apart.
+pub(crate) fn measurement(now: Timestamp, before: Usage, after: Usage, elapsed: Duration) -> Measurement {
     let micros = after.cpu_micros.saturating_sub(before.cpu_micros);
+    Measurement {
+        time: now,
+        processors: Duration::from_micros(micros).div_duration_f64(elapsed),
+        memory_bytes: after.memory_bytes,
+    }
+}
+
+/// A measurement as it is shown. How much disk is used, nobody counts.
+pub(crate) fn metrics(measured: Measurement) -> Metrics {
     Metrics {
-        timestamp: now.into(),
-        cpu_usage_percent: Duration::from_micros(micros).div_duration_f64(elapsed) * 100.0,
-        memory_usage_mb: mebibytes(after.memory_bytes),
+        timestamp: measured.time.into(),
+        cpu_usage_percent: measured.processors * 100.0,
+        memory_usage_mb: mebibytes(measured.memory_bytes),
         disk_usage_mb: None,
     }
 }

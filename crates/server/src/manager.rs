@@ -4,8 +4,8 @@ use std::{num::NonZeroU16, time::Duration};
 
 use futures_util::stream;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Manager, Output, PolicyChange, PortConnection,
-    SandboxError, SandboxId, Stats, TerminalSize, WriteInfo, cgroup::Usage,
+    CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Measurement, Manager, Output, PolicyChange, PortConnection,
+    SandboxError, SandboxId, Stats, TerminalSize, WriteInfo, cgroup::{Limits, Usage},
 };
 use store::{SandboxPage, SandboxRecord};
 
@@ -55,6 +55,18 @@ impl Sandboxes for Manager {
         change: PolicyChange,
     ) -> Doing<'a, SandboxRecord> {
         Box::pin(self.set_policy(account, id, change))
+    }
+
+    fn settle_usage(&self) -> Doing<'_, ()> {
+        Box::pin(self.settle_usage())
+    }
+
+    fn capacity(&self) -> (u32, Limits) {
+        self.capacity()
+    }
+
+    fn history<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Vec<Measurement>> {
+        Box::pin(self.history(account, id))
     }
 
     fn usage<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Usage> {

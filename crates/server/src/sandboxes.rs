@@ -8,8 +8,8 @@ use std::{num::NonZeroU16, pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures_util::Stream;
 use sandbox::{
-    Change, CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Output, PolicyChange,
-    PortConnection, SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
+    Change, CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Measurement, Output, PolicyChange,
+    PortConnection, SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::{Limits, Usage},
 };
 use store::{SandboxPage, SandboxRecord};
 use tokio::io::AsyncRead;
@@ -57,6 +57,12 @@ pub trait Sandboxes: Send + Sync + 'static {
         id: &'a SandboxId,
         change: PolicyChange,
     ) -> Doing<'a, SandboxRecord>;
+    /// Brings what the store says of the usage of accounts up to now.
+    fn settle_usage(&self) -> Doing<'_, ()>;
+    /// What an account can have at a time: how many sandboxes, and what each of them may use.
+    fn capacity(&self) -> (u32, Limits);
+    /// What a sandbox used during the last hour, oldest first.
+    fn history<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Vec<Measurement>>;
     /// What a sandbox uses of the machine now.
     fn usage<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Usage>;
     /// Runs a command to its end. Dropping the future kills it.

@@ -58,6 +58,9 @@ const ROUTES: &[(&str, &str)] = &[
     ("GET", "/auth/me"),
     ("GET", "/accounts/alice"),
     ("GET", "/accounts/alice/wallet"),
+    ("GET", "/accounts/alice/usage"),
+    ("GET", "/accounts/alice/usage/daily"),
+    ("GET", "/accounts/alice/overview"),
     ("GET", "/accounts/alice/deposits"),
     ("POST", "/accounts/alice/deposits"),
     ("POST", "/accounts/alice/api-keys"),
@@ -122,9 +125,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("GET", "/vault/presets"),
     ("GET", "/governance/packs"),
     ("GET", "/governance/packs/p"),
-    ("GET", "/accounts/a/usage"),
-    ("GET", "/accounts/a/usage/daily"),
-    ("GET", "/accounts/a/overview"),
 ];
 
 /// A body that suits every route that takes one.

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use common::{Lab, request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use store::{Day, MoreUsage};
 use tower::ServiceExt;
 
 async fn new_key(lab: &Lab, name: &str) -> (String, String) {
@@ -49,6 +50,9 @@ async fn of_another_account_not_even_its_existence_is_told() {
     for (method, path) in [
         ("GET", ""),
         ("GET", "/wallet"),
+        ("GET", "/usage"),
+        ("GET", "/usage/daily"),
+        ("GET", "/overview"),
         ("GET", "/deposits"),
         ("POST", "/deposits"),
         ("POST", "/api-keys"),
@@ -179,4 +183,121 @@ async fn a_request_that_is_worked_on_is_refused_when_its_key_is_revoked() {
     let (answer, _) = tokio::join!(working, revoking);
     answer.error(401);
     assert_eq!(lab.fake.running.load(Ordering::SeqCst), 0);
+}
+
+fn today() -> Day {
+    Day::of(jiff::Timestamp::now())
+}
+
+fn date(day: Day) -> String {
+    day.begins().strftime("%Y-%m-%d").to_string()
+}
+
+async fn use_up(lab: &Lab, account: &str, days_ago: i32, seconds: u64, sandboxes: u64) {
+    let (day, account) = (Day(today().0 - days_ago), account.to_owned());
+    let more = MoreUsage { account, day, running_ms: seconds * 1000 + 999, ended: sandboxes };
+    lab.store.usage().add(&[more], None, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn usage_is_that_of_the_own_account_on_the_days_asked_for_and_costs_nothing() {
+    let lab = Lab::new().await;
+    use_up(&lab, "alice", 0, 10, 1).await;
+    use_up(&lab, "alice", 1, 20, 2).await;
+    use_up(&lab, "alice", 40, 1000, 50).await;
+    use_up(&lab, "bob", 0, 7777, 77).await;
+    lab.sandbox().await;
+    let yesterday = date(Day(today().0 - 1));
+    for (query, seconds, sandboxes) in [
+        // From the first key on: that was made today.
+        (String::new(), 10, 2),
+        (format!("?start={yesterday}"), 31, 4),
+        (format!("?start={yesterday}T23:59:59Z"), 31, 4),
+        (format!("?start={yesterday}&end={yesterday}"), 20, 2),
+        (format!("?start={yesterday}&end={}T00:00:00Z", date(today())), 20, 2),
+        (format!("?start={yesterday}&end={}T00:00:01Z", date(today())), 31, 4),
+        ("?start=1970-01-01".to_owned(), 1032, 54),
+        (format!("?start=&end={}", date(today())), 10, 2),
+    ] {
+        let usage = lab.alice("GET", &format!("/accounts/alice/usage{query}"), ()).await.expect(200);
+        assert_eq!(
+            (&usage["total_seconds"], &usage["sandbox_count"]),
+            (&json!(seconds), &json!(sandboxes)),
+            "{query}"
+        );
+        assert_eq!(usage["compute"]["total_seconds"], seconds);
+        for (name, value) in usage.as_object().unwrap() {
+            assert!(!name.ends_with("_micros") || value == 0, "{name}: {value}");
+            assert!(!name.ends_with("_usd") || value == "0.00", "{name}: {value}");
+        }
+    }
+    assert!(lab.fake.settled.load(Ordering::SeqCst) > 0, "what runs now counts, too");
+    let (method, path) = ("GET", "/accounts/bob/usage");
+    assert_eq!(lab.bob(method, path, ()).await.expect(200)["total_seconds"], 7777);
+    lab.alice(method, path, ()).await.error(403);
+}
+
+#[tokio::test]
+async fn usage_by_day_has_every_day_and_a_bounded_number_of_them() {
+    let lab = Lab::new().await;
+    use_up(&lab, "alice", 0, 10, 1).await;
+    use_up(&lab, "alice", 2, 30, 3).await;
+    let daily = async |query: &str| {
+        let answer = lab.alice("GET", &format!("/accounts/alice/usage/daily{query}"), ()).await.expect(200);
+        answer["days"].as_array().unwrap().clone()
+    };
+    let month = daily("").await;
+    assert_eq!((month.len(), &month[29]["date"]), (30, &json!(date(today()))));
+    let days = daily(&format!("?start={}", date(Day(today().0 - 2)))).await;
+    let seconds: Vec<_> = days.iter().map(|day| day["total_seconds"].as_u64().unwrap()).collect();
+    assert_eq!(seconds, [30, 0, 10]);
+    assert_eq!(
+        days[0],
+        json!({
+            "date": date(Day(today().0 - 2)), "total_seconds": 30, "sandbox_count": 3,
+            "compute_cost_micros": 0, "guardrails_cost_micros": 0, "total_cost_micros": 0
+        })
+    );
+    assert_eq!(daily("?start=2025-01-01&end=2026-01-01").await.len(), 366);
+    for (query, field) in [
+        ("start=2025-01-01&end=2026-01-02", "start"),
+        ("start=2026-01-02&end=2026-01-01", "start"),
+        ("start=x", "start"),
+        ("start=2026-02-30", "start"),
+        ("end=2026-01-01T25:00:00Z", "end"),
+        ("start=-271821-1", "start"),
+    ] {
+        for path in ["usage", "usage/daily"] {
+            if path == "usage" && query == "start=2025-01-01&end=2026-01-02" {
+                continue;
+            }
+            let answer = lab.alice("GET", &format!("/accounts/alice/{path}?{query}"), ()).await;
+            let (message, _) = answer.error(400);
+            assert!(message.starts_with(field), "{path}?{query}: {message}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_overview_tells_what_there_is_what_there_may_be_and_what_was_used_today() {
+    let lab = Lab::new().await;
+    let (one, two, _three) = (lab.sandbox().await, lab.sandbox().await, lab.sandbox().await);
+    lab.fake.set_state(&one, "killed");
+    lab.fake.set_state(&two, "paused");
+    use_up(&lab, "alice", 0, 10, 1).await;
+    use_up(&lab, "alice", 1, 500, 9).await;
+    let overview = lab.alice("GET", "/accounts/alice/overview", ()).await.expect(200);
+    let amounts = json!({"sandbox_free_micros": 0, "guardrails_free_micros": 0, "balance_micros": 0});
+    let expected = json!({
+        "owner_id": "alice", "tier": "self-hosted", "active_sandboxes": 2,
+        "tier_limits": {"max_concurrent": 7, "max_vcpus": 2, "max_memory_mb": 512},
+        "wallets": amounts, "wallet": amounts,
+        // The three that are in the store count beside the one that has ended.
+        "today": {
+            "total_seconds": 10, "sandbox_count": 4,
+            "compute_cost_micros": 0, "guardrails_cost_micros": 0, "total_cost_micros": 0
+        }
+    });
+    assert_eq!(overview, expected);
+    assert_eq!(lab.bob("GET", "/accounts/bob/overview", ()).await.expect(200)["active_sandboxes"], 0);
 }

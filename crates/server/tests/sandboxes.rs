@@ -353,6 +353,33 @@ async fn metrics_are_a_list_and_for_the_go_client_an_object() {
     lab.alice("GET", &format!("{path}?start=x"), ()).await.error(400);
 }
 
+#[tokio::test]
+async fn metrics_have_a_history_of_which_a_part_can_be_asked_for() {
+    let lab = Lab::new().await;
+    let path = format!("/sandboxes/{}/metrics", lab.sandbox().await);
+    let at = |time: &str, processors| sandbox::Measurement {
+        time: time.parse().unwrap(),
+        processors,
+        memory_bytes: 1 << 20,
+    };
+    *lab.fake.measured.lock().unwrap() = vec![
+        at("2026-03-01T12:00:00Z", 0.5),
+        at("2026-03-01T12:00:10Z", 1.25),
+        at("2026-03-01T12:00:20Z", 0.0),
+    ];
+    let percents = async |query: &str| {
+        let list = lab.alice("GET", &format!("{path}?{query}"), ()).await.expect(200);
+        let percents = list.as_array().unwrap().iter().map(|one| one["cpu_usage_percent"].as_f64().unwrap());
+        percents.collect::<Vec<_>>()
+    };
+    let all = percents("").await;
+    assert_eq!((&all[..3], all.len()), (&[50.0, 125.0, 0.0][..], 4), "the last one is of now");
+    assert_eq!(percents("start=2026-03-01T12:00:10%2B00:00&end=2026-03-01T12:00:20Z").await, [125.0]);
+    assert_eq!(percents("end=2026-03-01T12:00:10Z").await, [50.0]);
+    assert_eq!(percents("start=2026-03-01T12:00:20Z").await.len(), 2);
+    assert!(percents("start=2026-03-01T12:00:21Z&end=2026-03-01T13:00:00Z").await.is_empty());
+}
+
 async fn create_with_key(lab: &Lab, account: &str, key: &str, body: &Value) -> common::Answer {
     let mut request = request("POST", "/sandboxes", account, body);
     request.headers_mut().insert("idempotency-key", key.parse().unwrap());

@@ -29,6 +29,7 @@ mod revocations;
 mod sandboxes;
 mod schema;
 mod transaction;
+mod usage;
 mod value;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -49,6 +50,7 @@ pub use crate::{
     keys::{KeyRecord, Keys, MAX_KEYS, MAX_REVOKED_KEYS, Revocation},
     ratchets::{RatchetRecord, Ratchets},
     sandboxes::{InvalidSandboxCursor, SandboxCursor, SandboxFilter, SandboxPage, SandboxRecord, Sandboxes},
+    usage::{Day, Metered, MoreUsage, Usage, UsageDay},
 };
 use crate::{directory::DirectoryLock, revocations::Revocations};
 
@@ -177,6 +179,11 @@ impl Store {
         Ratchets { store: &self.inner }
     }
 
+    /// What accounts have used.
+    pub fn usage(&self) -> Usage<'_> {
+        Usage { store: &self.inner }
+    }
+
     /// The requests that carried an idempotency key.
     pub fn idempotency(&self) -> Idempotency<'_> {
         Idempotency { store: &self.inner }
@@ -233,7 +240,7 @@ mod tests {
             .unwrap();
         drop(store);
         let refused = Store::open(dir.path()).await.unwrap_err();
-        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 5, .. }), "{refused:?}");
+        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 6, .. }), "{refused:?}");
     }
 
     #[tokio::test]

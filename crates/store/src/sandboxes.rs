@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::Timestamp;
-use sqlx::{QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteExecutor, sqlite::SqliteRow};
 
 use crate::{
     Inner, StoreError,
@@ -158,29 +158,7 @@ pub struct Sandboxes<'a> {
 impl Sandboxes<'_> {
     /// Writes a sandbox, new or changed.
     pub async fn put(&self, sandbox: &SandboxRecord) -> Result<(), StoreError> {
-        sqlx::query(PUT)
-            .bind(&sandbox.id)
-            .bind(&sandbox.account)
-            .bind(&sandbox.template_id)
-            .bind(&sandbox.name)
-            .bind(&sandbox.state)
-            .bind(json(&sandbox.metadata))
-            .bind(json(&sandbox.envs))
-            .bind(json(&sandbox.spec))
-            .bind(sandbox.audit_enabled)
-            .bind(micros(sandbox.created_at))
-            .bind(sandbox.started_at.map(micros))
-            .bind(sandbox.end_at.map(micros))
-            .bind(signed(sandbox.timeout_s))
-            .bind(&sandbox.on_timeout)
-            .bind(sandbox.auto_resume)
-            .bind(json(&sandbox.host))
-            .bind(signed(sandbox.generation))
-            .bind(micros(Timestamp::now()))
-            .execute(&self.store.writer)
-            .await
-            .map_err(doing("record the sandbox"))?;
-        Ok(())
+        put(&self.store.writer, sandbox).await
     }
 
     /// The sandbox of this id.
@@ -243,6 +221,33 @@ impl Sandboxes<'_> {
             .map_err(doing("forget old sandboxes"))?;
         Ok(done.rows_affected())
     }
+}
+
+/// Writes a sandbox, new or changed.
+pub(crate) async fn put(to: impl SqliteExecutor<'_>, sandbox: &SandboxRecord) -> Result<(), StoreError> {
+    sqlx::query(PUT)
+        .bind(&sandbox.id)
+        .bind(&sandbox.account)
+        .bind(&sandbox.template_id)
+        .bind(&sandbox.name)
+        .bind(&sandbox.state)
+        .bind(json(&sandbox.metadata))
+        .bind(json(&sandbox.envs))
+        .bind(json(&sandbox.spec))
+        .bind(sandbox.audit_enabled)
+        .bind(micros(sandbox.created_at))
+        .bind(sandbox.started_at.map(micros))
+        .bind(sandbox.end_at.map(micros))
+        .bind(signed(sandbox.timeout_s))
+        .bind(&sandbox.on_timeout)
+        .bind(sandbox.auto_resume)
+        .bind(json(&sandbox.host))
+        .bind(signed(sandbox.generation))
+        .bind(micros(Timestamp::now()))
+        .execute(to)
+        .await
+        .map_err(doing("record the sandbox"))?;
+    Ok(())
 }
 
 const PUT: &str = "INSERT INTO sandboxes (id, account, template_id, name, state, metadata, envs, spec, \

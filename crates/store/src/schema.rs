@@ -17,6 +17,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (3, "ratchets", include_str!("../migrations/0003_ratchets.sql")),
     (4, "accounts", include_str!("../migrations/0004_accounts.sql")),
     (5, "auto_resume", include_str!("../migrations/0005_auto_resume.sql")),
+    (6, "usage", include_str!("../migrations/0006_usage.sql")),
 ];
 
 /// Brings the database to the newest schema.
@@ -87,6 +88,7 @@ pub(crate) async fn check(pool: &SqlitePool, path: &Path) -> Result<(), StoreErr
         "PRAGMA quick_check('keys')",
         "PRAGMA quick_check('ratchets')",
         "PRAGMA quick_check('idempotency')",
+        "PRAGMA quick_check('usage_days')",
     ] {
         let finding: String =
             sqlx::query_scalar(statement).fetch_one(pool).await.map_err(|e| error::opening(path, e))?;

@@ -440,6 +440,8 @@ async fn first_schema(dir: &Path) {
     drop(store);
     for sql in [
         "DROP TABLE accounts",
+        "DROP TABLE usage_days",
+        "DROP TABLE metered",
         "ALTER TABLE sandboxes DROP COLUMN auto_resume",
         "DROP TABLE ratchets",
         "DELETE FROM _sqlx_migrations WHERE version > 1",

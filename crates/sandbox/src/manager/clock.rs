@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 const PORTION: Duration = Duration::from_secs(60);
 
 /// A moment, by how long the machine has been up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Uptime {
     milliseconds: u64,
@@ -29,12 +29,21 @@ impl Uptime {
         Self { milliseconds: seconds.saturating_mul(1000).saturating_add(milliseconds) }
     }
 
+    pub(super) fn from_millis(milliseconds: u64) -> Self {
+        Self { milliseconds }
+    }
+
+    pub(super) fn as_millis(self) -> u64 {
+        self.milliseconds
+    }
+
     fn plus(self, duration: Duration) -> Self {
         let more = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self { milliseconds: self.milliseconds.saturating_add(more) }
     }
 
-    fn until(self, later: Self) -> Duration {
+    /// How long it is from here to `later`; zero if that is earlier.
+    pub(super) fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.milliseconds.saturating_sub(self.milliseconds))
     }
 }

@@ -21,7 +21,7 @@ use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::timeout};
 
 use super::{
     Create, Manager, OnTimeout, blocking,
-    clock::Deadline,
+    clock::{Deadline, Uptime},
     joined,
     living::{HostState, Living, Parts, State},
     prepare::{self, Directory},
@@ -72,6 +72,7 @@ impl Manager {
         let config = &self.inner.config;
         let policy = Arc::new(Policy::compile(&request.policy, config.network.floor())?);
         let template = self.inner.templates.get(&request.template)?;
+        let admission = self.admit(&request.account)?;
         let shell = self.take_ready();
         let slot = match &shell {
             Some(shell) => shell.slot.clone(),
@@ -83,6 +84,7 @@ impl Manager {
         let living = Arc::new(Living::new(slot.id.clone(), InitClient::new(socket), record));
         let mut parts = living.parts.lock().await;
         self.inner.living.lock().insert(slot.id.clone(), Arc::clone(&living));
+        drop(admission);
         self.inner.shells.unreserve(&slot.id);
         parts.first_id = Some(slot.first_id);
 
@@ -93,6 +95,7 @@ impl Manager {
         });
         let result = match built {
             Ok(()) if living.advance(&[State::Creating], State::Running) => {
+                living.set_running_since(Some(Uptime::now()));
                 living.store(&config.store).await.map_err(SandboxError::from)
             }
             Ok(()) => Err(SandboxError::Killed),
@@ -237,6 +240,7 @@ impl Manager {
             cgroups: self.inner.hierarchies.groups_of(slot.id.as_str()),
             process: None,
             ends: None,
+            running_since: None,
         };
         SandboxRecord {
             id: slot.id.to_string(),

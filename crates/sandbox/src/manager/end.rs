@@ -139,7 +139,7 @@ impl Manager {
         living.ending.cancel();
         if first {
             living.update(|record| record.end_at = Some(Timestamp::now()));
-            living.store(&self.inner.config.store).await?;
+            self.store_end_of_run(living, true).await?;
         }
         Ok(first)
     }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use policy::PolicySpec;
 use serde::{Deserialize, Serialize};
-use store::{SandboxRecord, Store, StoreError};
+use store::{MoreUsage, SandboxRecord, Store, StoreError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +70,9 @@ pub(super) struct HostState {
     /// When its time is up, by the clock of the machine's start that its init belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<Uptime>,
+    /// Since when it runs, by the same clock; nothing while it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_since: Option<Uptime>,
 }
 
 /// The policy in force of a stored sandbox; `None` when its record says nothing that this version understands.
@@ -102,6 +105,8 @@ pub(super) struct Living {
     /// What is to be taken down when it ends. Held by whoever builds it up or takes it down.
     pub parts: tokio::sync::Mutex<Parts>,
     record: Mutex<SandboxRecord>,
+    /// The same as in the record, where it is not as quick to read.
+    running_since: Mutex<Option<Uptime>>,
     storing: tokio::sync::Mutex<()>,
 }
 
@@ -121,7 +126,9 @@ pub(super) struct Parts {
 impl Living {
     pub(super) fn new(id: SandboxId, init: InitClient, record: SandboxRecord) -> Self {
         let (end_at, _) = watch::channel(end_of(&record));
-        let policy = HostState::of(&record).map(|host| host.policy);
+        let host = HostState::of(&record);
+        let running_since = host.as_ref().and_then(|host| host.running_since);
+        let policy = host.map(|host| host.policy);
         Self {
             id,
             init,
@@ -130,6 +137,7 @@ impl Living {
             ports: Ports::new(policy.is_some_and(|policy| policy.allow_public_traffic)),
             parts: tokio::sync::Mutex::default(),
             record: Mutex::new(record),
+            running_since: Mutex::new(running_since),
             storing: tokio::sync::Mutex::default(),
         }
     }
@@ -140,6 +148,12 @@ impl Living {
         store.sandboxes().put(&self.record()).await
     }
 
+    /// Writes the present state to the store, and usage with it.
+    pub(super) async fn store_with(&self, store: &Store, usage: &[MoreUsage]) -> Result<(), StoreError> {
+        let _order = self.storing.lock().await;
+        store.usage().add(usage, None, Some(&self.record())).await
+    }
+
     /// A copy of what is stored about it.
     pub(super) fn record(&self) -> SandboxRecord {
         self.record.lock().clone()
@@ -147,6 +161,21 @@ impl Living {
 
     pub(super) fn belongs_to(&self, account: &str) -> bool {
         self.record.lock().account == account
+    }
+
+    pub(super) fn account(&self) -> String {
+        self.record.lock().account.clone()
+    }
+
+    /// Since when it runs; `None` while it does not.
+    pub(super) fn running_since(&self) -> Option<Uptime> {
+        *self.running_since.lock()
+    }
+
+    /// Sets since when it runs; [`Self::store`] is the next step.
+    pub(super) fn set_running_since(&self, since: Option<Uptime>) {
+        *self.running_since.lock() = since;
+        self.update_host(|host| host.running_since = since);
     }
 
     pub(super) fn state(&self) -> State {

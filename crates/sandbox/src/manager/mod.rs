@@ -1,10 +1,13 @@
 //! The manager: every sandbox of this machine, from its creation to the last trace of it.
 
+mod admission;
 mod clock;
 mod create;
 mod end;
 mod gc;
+mod history;
 mod living;
+mod meter;
 mod operate;
 mod pause;
 mod policy_change;
@@ -30,6 +33,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use gc::GcReport;
+pub use history::{MEASURED_EVERY, MEASUREMENTS, Measurement};
 pub use living::{State, stored_policy};
 pub use policy_change::{ChangedBy, PolicyChange};
 pub use stats::Stats;
@@ -43,7 +47,9 @@ use crate::{
     spawner::{BindMount, Spawner, SpawnerProgram},
     template::Templates,
 };
+use admission::Admissions;
 use living::Living;
+use meter::Meter;
 use shells::Shells;
 use stats::Counters;
 
@@ -65,6 +71,8 @@ pub struct Config {
     pub audit: Audit,
     /// What a sandbox may use unless it is created with other limits.
     pub limits: Limits,
+    /// How many sandboxes of one account there can be at a time.
+    pub account_sandboxes: u32,
     /// The first id on the machine that sandboxes may use, and how many ranges of 65536 from there on.
     pub ids: (u32, u32),
     /// The address of the resolver inside each sandbox.
@@ -73,6 +81,10 @@ pub struct Config {
 
 /// Ids that systemd's register of ranges leaves unused: above those of its containers, below its foreign ones.
 pub const DEFAULT_IDS: (u32, u32) = (0x7000_0000, 4094);
+
+/// How many sandboxes of one account there can be at a time, unless the configuration says otherwise: one account does not
+/// take all places of the machine.
+pub const DEFAULT_ACCOUNT_SANDBOXES: u32 = 1000;
 
 /// What a sandbox is created with.
 #[derive(Clone, Debug)]
@@ -153,10 +165,12 @@ struct Inner {
     ids: IdPool,
     seccomp: Vec<ByteBuf>,
     living: Mutex<HashMap<SandboxId, Arc<Living>>>,
+    admissions: Arc<Admissions>,
     shells: Shells,
     /// Places for connections to ports inside.
     ports: Arc<Semaphore>,
     counters: Counters,
+    meter: Meter,
     stop: CancellationToken,
 }
 
@@ -180,9 +194,11 @@ impl Manager {
                 ids: IdPool::new(config.ids.0, config.ids.1),
                 seccomp: seccomp.into_iter().map(ByteBuf::from).collect(),
                 living: Mutex::default(),
+                admissions: Arc::default(),
                 shells: Shells::default(),
                 ports: Arc::new(Semaphore::new(ports::OF_ALL)),
                 counters: Counters::default(),
+                meter: Meter::open(&config.store).await?,
                 stop: CancellationToken::new(),
                 config,
                 sandboxes_dir,
@@ -192,6 +208,8 @@ impl Manager {
         };
         manager.adopt_all().await?;
         manager.gc().await?;
+        manager.keep_metering();
+        manager.keep_measuring();
         Ok(manager)
     }
 
@@ -232,6 +250,12 @@ impl Manager {
     pub fn shutdown(&self) {
         self.inner.stop.cancel();
         self.inner.config.network.settle();
+    }
+
+    /// What one account can have at a time: how many sandboxes, and what each of them may use unless it is created with
+    /// other limits.
+    pub fn capacity(&self) -> (u32, Limits) {
+        (self.inner.config.account_sandboxes, self.inner.config.limits)
     }
 
     fn find(&self, account: &str, id: &SandboxId) -> Option<Arc<Living>> {

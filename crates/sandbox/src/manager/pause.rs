@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{
     Manager, OnTimeout, blocking,
-    clock::Deadline,
+    clock::{Deadline, Uptime},
     create::chain,
     joined,
     living::{Living, Parts, State},
@@ -110,7 +110,9 @@ impl Manager {
         let end = living.end();
         living.set_end(None);
         if let Err(error) = self.stop_processes(living, &parts).await {
-            living.advance(&[State::Paused], State::Running);
+            if living.advance(&[State::Paused], State::Running) {
+                living.set_running_since(Some(Uptime::now()));
+            }
             living.set_end(end);
             // What is in the store is that it is paused; if it cannot be told otherwise, the next daemon pauses it.
             if let Err(error) = living.store(&self.inner.config.store).await {
@@ -123,7 +125,7 @@ impl Manager {
     }
 
     async fn stop_processes(&self, living: &Living, parts: &Parts) -> Result<(), SandboxError> {
-        living.store(&self.inner.config.store).await?;
+        self.store_end_of_run(living, false).await?;
         set_clock(living, Request::StopClock).await;
         let cgroups = parts.cgroups.clone();
         let frozen = blocking({
@@ -148,9 +150,11 @@ impl Manager {
             };
         }
         living.set_end(Deadline::after(Duration::from_secs(living.record().timeout_s)));
+        living.set_running_since(Some(Uptime::now()));
         if let Err(error) = self.start_processes(living, &parts).await {
             living.advance(&[State::Running], State::Paused);
             living.set_end(None);
+            living.set_running_since(None);
             return Err(error);
         }
         self.recorder(&living.record()).lifecycle("sandbox_resumed", json!({ "reason": why }));

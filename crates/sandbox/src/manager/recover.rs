@@ -71,6 +71,10 @@ impl Manager {
         if living.state() == State::Running {
             answers(&living.init).await?;
         }
+        // Nothing, of one that an earlier version has made.
+        if living.state() == State::Running && living.running_since().is_none() {
+            living.set_running_since(Some(Uptime::now()));
+        }
         drop(parts);
         Counters::add(&self.inner.counters.adopted);
         let away = living.end_at.borrow().is_some_and(|end| end <= Uptime::now());

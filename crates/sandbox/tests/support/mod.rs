@@ -16,8 +16,9 @@ use std::{
 use audit::{Audit, AuditConfig};
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
-    Attachment, BoxFuture, Config, Create, DEFAULT_IDS, Exec, Manager, Network, NetworkError, NetworkRequest,
-    OnTimeout, Output, SandboxError, SandboxId, cgroup::Limits, spawner::SpawnerProgram,
+    Attachment, BoxFuture, Config, Create, DEFAULT_ACCOUNT_SANDBOXES, DEFAULT_IDS, Exec, Manager, Network,
+    NetworkError, NetworkRequest, OnTimeout, Output, SandboxError, SandboxId, cgroup::Limits,
+    spawner::SpawnerProgram,
 };
 use store::{SandboxRecord, Store, StoreError};
 use sys::netns::NetNs;
@@ -109,6 +110,11 @@ impl Lab {
 
     /// A lab whose sandboxes get their networks from `network`.
     pub async fn with(dir: Arc<tempfile::TempDir>, network: Arc<dyn Network>) -> Self {
+        Self::configured(dir, |config| Config { network, ..config }).await
+    }
+
+    /// A lab with another configuration.
+    pub async fn configured(dir: Arc<tempfile::TempDir>, configure: impl FnOnce(Config) -> Config) -> Self {
         let mut store = None;
         // The tasks of an earlier lab may take a moment to let go of it.
         eventually("the data directory is free", async || {
@@ -123,7 +129,7 @@ impl Lab {
         .await;
         let store = store.expect("opened");
         let audit = Audit::start(store.clone(), AuditConfig::default()).await.expect("audit");
-        let config = Config { network, ..config(&dir, store.clone(), audit.clone()) };
+        let config = configure(config(&dir, store.clone(), audit.clone()));
         let manager = Manager::start(config).await.expect("manager");
         let templates = manager.templates().clone();
         tokio::task::spawn_blocking(move || templates.ensure_host())
@@ -182,6 +188,7 @@ pub fn config(dir: &tempfile::TempDir, store: Store, audit: Audit) -> Config {
         store,
         audit,
         limits: Limits { memory_bytes: 256 << 20, ..Limits::default() },
+        account_sandboxes: DEFAULT_ACCOUNT_SANDBOXES,
         ids: DEFAULT_IDS,
         nameserver: "100.64.0.1".to_owned(),
     }

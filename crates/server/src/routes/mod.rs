@@ -13,6 +13,7 @@ mod pty;
 mod sandboxes;
 mod statuses;
 mod stdio;
+mod usage;
 mod watch;
 
 use std::any::Any;
@@ -72,6 +73,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(audit::routes())
         .merge(metrics::routes())
         .merge(accounts::routes())
+        .merge(usage::routes())
         .split_for_parts();
     statuses::complete(&mut openapi);
     openapi.merge(public_document);

@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
-use sandbox::{Create, Filter, OnTimeout, State as SandboxIs};
+use sandbox::{Create, Filter, Measurement, OnTimeout, SandboxId, State as SandboxIs};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -34,7 +34,7 @@ const PAGE: u32 = 100;
 const LONGEST_PAGE: u32 = 1000;
 /// Sandboxes of one request that are torn down at the same time.
 const KILLED_AT_ONCE: usize = 16;
-/// How long processor time is measured.
+/// How long processor time is measured for what is used now.
 const MEASURED: Duration = Duration::from_millis(100);
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -348,10 +348,10 @@ async fn resume(
     Ok(Json(Acknowledged { ok: true }))
 }
 
-/// Measures what a sandbox uses now. No history is kept, so there is one measurement, if the time asked for
-/// includes now.
+/// Tells what a sandbox used during the last hour: one measurement for each ten seconds in which it ran, oldest first, and
+/// the last one of now. Where it was paused, or the server was not running, there are none.
 ///
-/// The Go client reads one object where the others read a list; it gets one, known by its `User-Agent`.
+/// The Go client reads one object where the others read a list; it gets the one of now, known by its `User-Agent`.
 #[utoipa::path(
     get, path = "/sandboxes/{id}/metrics", tag = "sandboxes",
     params(
@@ -360,7 +360,8 @@ async fn resume(
         ("end" = Option<String>, Query, description = "Only before this time (RFC 3339)"),
     ),
     responses(
-        (status = 200, description = "The measurement", body = Vec<Metrics>),
+        (status = 200, description = "The measurements", body = Vec<Metrics>),
+        (status = 400, description = "A time is wrong", body = ErrorBody),
         (status = 404, description = "No such sandbox in this account", body = ErrorBody),
         (status = 410, description = "It was killed", body = ErrorBody),
     )
@@ -373,15 +374,26 @@ async fn metrics(
     query: Query,
 ) -> Result<Response, ApiError> {
     let (start, end) = (query.time("start")?, query.time("end")?);
-    let (before, begun) = (app.sandboxes.usage(&caller.account, &id).await?, Instant::now());
-    tokio::time::sleep(MEASURED).await;
-    let (after, elapsed) = (app.sandboxes.usage(&caller.account, &id).await?, begun.elapsed());
-    let now = Timestamp::now();
-    let metrics = convert::metrics(now, before, after, elapsed);
+    let asked = |time: Timestamp| start.is_none_or(|start| start <= time) && end.is_none_or(|end| time < end);
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     if agent.starts_with("Go-http-client/") {
-        return Ok(Json(metrics).into_response());
+        let now = measure(&app, &caller, &id).await?;
+        return Ok(Json(convert::metrics(now)).into_response());
     }
-    let asked = start.is_none_or(|start| start <= now) && end.is_none_or(|end| now < end);
-    Ok(Json(Vec::from_iter(asked.then_some(metrics))).into_response())
+    let mut measured = app.sandboxes.history(&caller.account, &id).await?;
+    // What lies in the past is not waited for.
+    if end.is_none_or(|end| end > Timestamp::now()) {
+        let now = measure(&app, &caller, &id).await?;
+        measured.retain(|earlier| earlier.time < now.time);
+        measured.push(now);
+    }
+    let shown = measured.into_iter().filter(|measured| asked(measured.time)).map(convert::metrics);
+    Ok(Json(shown.collect::<Vec<_>>()).into_response())
+}
+
+async fn measure(app: &App, caller: &Caller, id: &SandboxId) -> Result<Measurement, ApiError> {
+    let (before, begun) = (app.sandboxes.usage(&caller.account, id).await?, Instant::now());
+    tokio::time::sleep(MEASURED).await;
+    let (after, elapsed) = (app.sandboxes.usage(&caller.account, id).await?, begun.elapsed());
+    Ok(convert::measurement(Timestamp::now(), before, after, elapsed))
 }

@@ -17,8 +17,8 @@ use jiff::Timestamp;
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
     Change, ChangeKind, ChangedBy, CommandEvent, CommandInfo, Create, Cut, Entry, EntryKind, Exec,
-    ExitStatus, Filter, FollowFrom, Output, OutputStream, PolicyChange, PortConnection, SandboxError,
-    SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::Usage,
+    ExitStatus, Filter, FollowFrom, Measurement, Output, OutputStream, PolicyChange, PortConnection, SandboxError,
+    SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::{Limits, Usage},
 };
 use server::{Changes, CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 use store::{SandboxCursor, SandboxPage, SandboxRecord, Store};
@@ -43,6 +43,10 @@ pub(crate) struct Fake {
     /// Sizes of terminals, as they were set.
     pub(crate) sizes: Mutex<Vec<Option<TerminalSize>>>,
     next: AtomicU32,
+    /// How often usage was settled.
+    pub(crate) settled: AtomicU32,
+    /// What is given as the history of every sandbox.
+    pub(crate) measured: Mutex<Vec<Measurement>>,
     /// Creates wait for this while it is set.
     pub(crate) hold: Mutex<Option<Arc<Notify>>>,
     /// Commands that began and did not end.
@@ -269,6 +273,22 @@ impl Sandboxes for Fake {
             }
             self.set_state(id.as_str(), "running");
             Ok(())
+        })
+    }
+
+    fn settle_usage(&self) -> Doing<'_, ()> {
+        self.settled.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn capacity(&self) -> (u32, Limits) {
+        (7, Limits { memory_bytes: 512 << 20, cpu_millis: 1500, processes: 10 })
+    }
+
+    fn history<'a>(&'a self, account: &'a str, id: &'a SandboxId) -> Doing<'a, Vec<Measurement>> {
+        Box::pin(async move {
+            self.find(account, id)?;
+            Ok(self.measured.lock().unwrap().clone())
         })
     }
 
