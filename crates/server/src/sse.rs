@@ -46,26 +46,34 @@ pub(crate) fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Res
 /// for it, with a comment that says so.
 pub(crate) fn respond_until_stop(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     let mut response = respond(events);
-    response.extensions_mut().insert(EndsWithServer);
+    response.extensions_mut().insert(EndsWithServer::InOrder);
     response
 }
 
 /// Marks an answer that would go on for ever.
 #[derive(Clone, Copy, Debug)]
-struct EndsWithServer;
+pub(crate) enum EndsWithServer {
+    /// It is ours, and ends between two events.
+    InOrder,
+    /// It may be in the middle of anything, and must not look complete.
+    BrokenOff,
+}
 
 /// What an answer that would go on for ever ends with.
 const STOPPING: &[u8] = b": the server stops; ask again\n\n";
 
 /// Has an answer that would go on for ever end at the stop.
 pub(crate) fn end_at(stop: &CancellationToken, mut response: Response) -> Response {
-    if response.extensions_mut().remove::<EndsWithServer>().is_none() {
-        return response;
-    }
+    let Some(how) = response.extensions_mut().remove::<EndsWithServer>() else { return response };
     let stop = stop.clone();
     response.map(|body| {
         let last = stop.clone();
-        let last = async move { last.is_cancelled().then(|| Ok(Bytes::from_static(STOPPING))) };
+        let last = async move {
+            last.is_cancelled().then(|| match how {
+                EndsWithServer::InOrder => Ok(Bytes::from_static(STOPPING)),
+                EndsWithServer::BrokenOff => Err(axum::Error::new("the server stops")),
+            })
+        };
         let parts = body.into_data_stream().take_until(stop.cancelled_owned());
         Body::from_stream(parts.chain(stream::once(last).filter_map(std::future::ready)))
     })

@@ -487,7 +487,15 @@ async fn a_daemon_that_ends_waits_for_answers_and_not_for_web_sockets() {
     let mut program = running.accept().await;
     head_of(&mut program).await;
 
+    let mut reading = running.ask("GET", "/", "").await;
+    let mut streams = running.accept().await;
+    head_of(&mut streams).await;
+    streams.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/Event-stream; a=b\r\n\r\ndata").await.unwrap();
+    until(&mut reading, "data\r\n").await;
+
     running.stop.cancel();
+    assert_eq!(all_of(&mut reading).await, "", "broken off, and not at its end");
+    gone(&mut streams).await;
     while TcpStream::connect(running.address).await.is_ok() {
         tokio::task::yield_now().await;
     }
@@ -498,4 +506,30 @@ async fn a_daemon_that_ends_waits_for_answers_and_not_for_web_sockets() {
     running.lab.fake.port_cut.stop.cancel();
     gone(&mut socket).await;
     gone(&mut switched).await;
+}
+
+#[tokio::test]
+async fn what_is_under_way_ends_when_its_key_is_revoked() {
+    let running = Running::new().await;
+    let mut socket = running.ask("GET", "/", "Connection: Upgrade\r\nUpgrade: websocket\r\n").await;
+    let mut switched = running.accept().await;
+    head_of(&mut switched).await;
+    switched
+        .write_all(b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nhi")
+        .await
+        .unwrap();
+    until(&mut socket, "hi").await;
+    let mut reading = running.ask("GET", "/", "").await;
+    let mut streams = running.accept().await;
+    head_of(&mut streams).await;
+    streams.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ndata").await.unwrap();
+    until(&mut reading, "data").await;
+
+    for key in running.lab.store.keys().list(Some("alice")).await.unwrap() {
+        running.lab.store.keys().revoke(Some("alice"), &key.id).await.unwrap();
+    }
+    gone(&mut socket).await;
+    gone(&mut reading).await;
+    gone(&mut switched).await;
+    gone(&mut streams).await;
 }

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::error::ApiError;
+use crate::{auth::unauthorized, error::ApiError};
 
 /// How long nothing may move on a connection, in neither direction.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -115,10 +115,16 @@ impl Watch {
 pub(super) struct TooMuch;
 
 /// Waits until a connection has to end, and says why.
-pub(super) async fn end(watch: Watch, cut: Cut, silent: ApiError) -> ApiError {
+pub(super) async fn end(
+    watch: Watch,
+    cut: Cut,
+    revoked: impl Future<Output = ()>,
+    silent: ApiError,
+) -> ApiError {
     tokio::select! {
         biased;
         why = cut.happened() => why.into(),
+        () = revoked => unauthorized(),
         () = watch.is_idle() => silent,
     }
 }

@@ -41,6 +41,7 @@ use self::{
 use crate::{
     error::ApiError,
     refused_body::{Lent, Taken},
+    sse::EndsWithServer,
 };
 
 /// The longest head of an answer, in bytes, and how much of a body is read at once.
@@ -120,17 +121,19 @@ fn is_too_much(error: &hyper::Error) -> bool {
     failed.and_then(io::Error::get_ref).is_some_and(|cause| cause.is::<TooMuch>())
 }
 
-/// Passes a request on over `connection`, and gives the answer as soon as its head is there.
+/// Passes a request on over `connection`, and gives the answer as soon as its head is there. All of it ends when the key
+/// that it came with is `revoked`.
 pub(crate) async fn forward(
     asked: Asked,
     connection: PortConnection,
+    revoked: impl Future<Output = ()> + Send + 'static,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (mut client, body) = request.into_parts();
     let on_upgrade = client.extensions.remove::<OnUpgrade>().filter(|_| wants_web_socket(&client));
     let inner = Inner::new(connection);
     let (watch, cut) = (inner.watch(), inner.cut());
-    let mut end: End = Box::pin(inner::end(watch.clone(), cut, asked.silent()));
+    let mut end: End = Box::pin(inner::end(watch.clone(), cut, revoked, asked.silent()));
 
     let body = Lent::new(body);
     let (mut sender, connection) = Builder::new()
@@ -198,6 +201,12 @@ fn set_upgrade(headers: &mut HeaderMap) {
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
+/// Whether an answer has no end of its own.
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
+}
+
 /// Whether a request asks for a WebSocket. Nothing else is switched to: a client that has switched to HTTP/2 would send its
 /// next requests to this server, with its key, into the sandbox.
 fn wants_web_socket(client: &Parts) -> bool {
@@ -226,5 +235,8 @@ async fn outward(
     *response.status_mut() = head.status;
     *response.headers_mut() = headers;
     response.extensions_mut().insert(Taken);
+    if is_event_stream(response.headers()) {
+        response.extensions_mut().insert(EndsWithServer::BrokenOff);
+    }
     Ok(response)
 }

@@ -1,9 +1,10 @@
 //! Ports inside a sandbox, as paths of the API.
 
-use std::num::NonZeroU16;
+use std::{num::NonZeroU16, sync::Arc};
 
 use api::{ErrorBody, code};
 use axum::{
+    Extension,
     extract::{FromRequestParts, Request, State},
     http::{Method, StatusCode, Uri, request::Parts, uri::PathAndQuery},
     response::Response,
@@ -21,6 +22,7 @@ use crate::{
     auth::Caller,
     error::ApiError,
     forward::{Asked, forward},
+    keys::Key,
     request::sandbox_id,
 };
 
@@ -113,11 +115,12 @@ fn port_number(text: &str) -> Result<NonZeroU16, ApiError> {
 async fn pass_on(
     State(app): State<App>,
     caller: Caller,
+    Extension(key): Extension<Key>,
     PathPort { id, asked }: PathPort,
     request: Request,
 ) -> Result<Response, ApiError> {
     let connection = app.sandboxes.connect_port(&caller.account, &id, asked.port).await?;
-    forward(asked, connection, request).await
+    forward(asked, connection, Arc::clone(&app.keys).revoked(key), request).await
 }
 
 #[derive(OpenApi)]
