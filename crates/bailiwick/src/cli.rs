@@ -1,6 +1,7 @@
 //! The command line.
 
 mod keys;
+mod mcp;
 mod policy;
 mod sandbox;
 
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::{
     keys::{CreateKeyArgs, KeysCommand},
+    mcp::McpArgs,
     policy::{ExplainArgs, GetPolicyArgs, PolicyCommand, PolicySource, RatchetArgs, SetPolicyArgs},
     sandbox::{
         CopyArgs, CreateArgs, ExecArgs, IdsArgs, LogsArgs, LsArgs, SandboxArgs, SandboxCommand, TimeoutArgs,
@@ -43,6 +45,12 @@ pub(crate) enum Command {
     Policy(PolicyCommand),
     /// Create sandboxes, use and end them, through a daemon
     Sandbox(SandboxArgs),
+    /// Offer sandboxes to an agent: a server of the Model Context Protocol on standard input and output
+    ///
+    /// The agent can create sandboxes, run commands in them, read and write their files, and end them. It sees no other
+    /// sandboxes of the account than those and the ones given with --sandbox, and none reaches more than the policy
+    /// permits, which is nothing if none is given. The sandboxes end with this program.
+    Mcp(McpArgs),
     /// Attack a throw-away sandbox on this machine, and report what got out: exit 0 nothing, 1 something, 2 bad input
     Selftest(SelftestArgs),
     /// The program inside the sandbox of a selftest

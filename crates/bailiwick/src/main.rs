@@ -13,6 +13,7 @@ mod gc;
 mod keys;
 mod limits;
 mod logging;
+mod mcp;
 mod node;
 mod policies;
 mod printable;
@@ -60,6 +61,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Policy(PolicyCommand::Set(args)) => block_on(policies::set(args)),
         Command::Policy(PolicyCommand::Ratchet(args)) => block_on(policies::ratchet(args)),
         Command::Sandbox(args) => block_on(sandboxes::run(args)),
+        Command::Mcp(args) => mcp::run(args),
         Command::Selftest(args) => selftest_run::run(&cli.data, args),
         Command::SelftestProbe => selftest::serve_probe().map(|()| exit::OK),
         Command::Doctor(args) => doctor::run(&cli.data, args),

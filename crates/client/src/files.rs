@@ -20,6 +20,18 @@ impl Client {
         self.call(Method::GET, &path, Content::none()).await
     }
 
+    /// What is in a directory, down to `depth` levels, as `user` sees it; `None` is `user`.
+    pub async fn list_files(
+        &self,
+        id: &str,
+        directory: &str,
+        user: Option<&str>,
+        depth: u32,
+    ) -> Result<Vec<Entry>, ClientError> {
+        let path = path(id, &format!("/files/list?{}&depth={depth}", query(directory, user)))?;
+        self.call(Method::GET, &path, Content::none()).await
+    }
+
     /// Copies a file from a sandbox to `target`, and says how many bytes it has.
     pub async fn read_file(
         &self,
