@@ -266,6 +266,17 @@ async def test_each_answer_has_its_class_of_error(create):
 
 
 @asynchronous
+async def test_an_account_is_its_keys_and_nobody_elses(create):
+    async with declaw.AsyncAccountClient() as client:
+        account = await client.get_account("local")
+        assert account.owner_id == "local"
+        assert (await client.get_wallet()).balance_micros == 0
+        assert await client.list_deposits() == {"deposits": [], "total": 0, "has_more": False}
+        with pytest.raises(declaw.AuthenticationException, match="HTTP 403"):
+            await client.get_account("somebody-else")
+
+
+@asynchronous
 async def test_clients_of_other_things_are_closed(create):
     for kind in (declaw.AsyncAccountClient, declaw.AsyncVaultClient):
         async with kind() as client:
