@@ -20,6 +20,14 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE = float(os.environ.get("BAILIWICK_TEST_PATIENCE", "20"))
 
 
+def cannot_be_had(what: str, why: str):
+    """Ends the test: something published that it needs cannot be had on this machine. With STRICT=1 it must."""
+    message = f"{what} CANNOT BE HAD HERE, WHAT NEEDS IT IS NOT TESTED: {why}"
+    if os.environ.get("STRICT"):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
 class Lab:
     """The running lab, by the variables it printed."""
 
