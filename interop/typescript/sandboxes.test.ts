@@ -129,3 +129,19 @@ test("a sandbox that is not there is not found", async () => {
   await refused(Sandbox.connect("sbx-notthere"), NotFoundError, message);
   await refused(Sandbox.kill("sbx-notthere"), NotFoundError, message);
 });
+
+test("a service inside is reached at its address with the key and only if the policy says so", async () => {
+  const closed = { allowOut: [], denyOut: [], allowPublicTraffic: false };
+  const [open, shut] = await Promise.all([sandbox({ template: "python" }), sandbox({ template: "python", network: closed })]);
+  const headers = { "X-API-Key": process.env.DECLAW_API_KEY ?? "" };
+  for (const box of [open, shut]) {
+    await box.files.write("/tmp/served/a file", "from inside");
+    await box.commands.run("exec python3 -m http.server --bind 127.0.0.1 --directory /tmp/served 3000", { background: true });
+    await eventually("it listens", async () => (await box.commands.run("grep -q :0BB8 /proc/net/tcp")).exitCode === 0);
+  }
+  const reply = await fetch(`${open.getHost(3000)}/a%20file?with=query`, { headers });
+  assert.deepEqual([reply.status, await reply.text()], [200, "from inside"]);
+  assert.equal((await fetch(`${open.getHost(3000)}/a%20file`)).status, 401);
+  assert.equal((await fetch(`${shut.getHost(3000)}/a%20file`, { headers })).status, 403);
+  assert.equal((await fetch(`${open.getMcpUrl()}`, { headers })).status, 502);
+});
