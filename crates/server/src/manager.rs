@@ -4,8 +4,9 @@ use std::{num::NonZeroU16, time::Duration};
 
 use futures_util::stream;
 use sandbox::{
-    CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Measurement, Manager, Output, PolicyChange, PortConnection,
-    SandboxError, SandboxId, Stats, TerminalSize, WriteInfo, cgroup::{Limits, Usage},
+    CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Manager, Measurement, Output, PolicyChange,
+    PortConnection, SandboxError, SandboxId, Stats, TerminalSize, WriteInfo,
+    cgroup::{Limits, Usage},
 };
 use store::{SandboxPage, SandboxRecord};
 

@@ -8,8 +8,9 @@ use std::{num::NonZeroU16, pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures_util::Stream;
 use sandbox::{
-    Change, CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Measurement, Output, PolicyChange,
-    PortConnection, SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::{Limits, Usage},
+    Change, CommandEvent, CommandInfo, Create, Entry, Exec, Filter, FollowFrom, Measurement, Output,
+    PolicyChange, PortConnection, SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo,
+    cgroup::{Limits, Usage},
 };
 use store::{SandboxPage, SandboxRecord};
 use tokio::io::AsyncRead;

@@ -17,8 +17,9 @@ use jiff::Timestamp;
 use policy::{Floor, Policy, PolicySpec};
 use sandbox::{
     Change, ChangeKind, ChangedBy, CommandEvent, CommandInfo, Create, Cut, Entry, EntryKind, Exec,
-    ExitStatus, Filter, FollowFrom, Measurement, Output, OutputStream, PolicyChange, PortConnection, SandboxError,
-    SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo, cgroup::{Limits, Usage},
+    ExitStatus, Filter, FollowFrom, Measurement, Output, OutputStream, PolicyChange, PortConnection,
+    SandboxError, SandboxId, SessionEvent, Stats, TerminalSize, WriteInfo,
+    cgroup::{Limits, Usage},
 };
 use server::{Changes, CommandEvents, Content, Doing, Files, Sandboxes, SessionEvents, Source};
 use store::{SandboxCursor, SandboxPage, SandboxRecord, Store};
