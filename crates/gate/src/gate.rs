@@ -110,7 +110,8 @@ impl Gate {
             stop: stop.clone(),
             counters: Arc::default(),
         });
-        tokio::spawn(watch(Arc::downgrade(&shared), monitor, stop.clone()));
+        let changes = changes(Arc::downgrade(&shared), monitor);
+        tokio::spawn(watch(Arc::downgrade(&shared), changes, SWEEP, stop.clone()));
         tokio::spawn(sweep(Arc::downgrade(&shared), stop.clone()));
         if shared.config.limits.flows.bytes.can_be_reached() {
             tokio::spawn(meter::run(Arc::downgrade(&shared), stop.clone()));
@@ -388,7 +389,8 @@ impl Shared {
         let Some(tracking) = self.tracking.get() else { return };
         let slots = self.uplink.lock().as_ref().map(Uplink::slots).unwrap_or_default();
         for slot in slots {
-            let counted = self.count_bytes_of(slot);
+            let counted = catch_unwind(AssertUnwindSafe(|| self.count_bytes_of(slot)));
+            let counted = counted.unwrap_or(Err(GateError::Fault));
             if let Err(error) = &counted {
                 tracing::error!(error = %chain(error), wire = slot.interface(), "the limit on bytes is not held");
             }
@@ -487,25 +489,41 @@ impl Shared {
     }
 }
 
-/// Follows the machine's network.
-async fn watch(shared: Weak<Shared>, monitor: AsyncFd<Monitor>, stop: CancellationToken) {
+/// Follows the machine's network as the kernel tells of its changes.
+async fn changes(shared: Weak<Shared>, monitor: AsyncFd<Monitor>) -> std::io::Result<()> {
+    loop {
+        let mut ready = monitor.readable().await?;
+        tokio::time::sleep(SETTLE).await;
+        let changed = monitor.get_ref().drain()?;
+        ready.clear_ready();
+        if changed {
+            follow_change(&shared).await;
+        }
+    }
+}
+
+/// Follows the machine's network until `stop`: by `changes`, and should those end, by looking at it each `period`.
+async fn watch(
+    shared: Weak<Shared>,
+    changes: impl Future<Output = std::io::Result<()>>,
+    period: Duration,
+    stop: CancellationToken,
+) {
     let following = async {
+        let ended = AssertUnwindSafe(changes).catch_unwind().await;
+        tracing::error!(
+            ?ended,
+            ?period,
+            "changes of the machine's network are not told any more: it is looked at now and then"
+        );
         loop {
-            let mut ready = monitor.readable().await?;
-            tokio::time::sleep(SETTLE).await;
-            let changed = monitor.get_ref().drain()?;
-            ready.clear_ready();
-            if changed {
-                follow_change(&shared).await;
-            }
+            follow_change(&shared).await;
+            tokio::time::sleep(period).await;
         }
     };
-    let ended: std::io::Result<()> = tokio::select! {
-        () = stop.cancelled() => Ok(()),
-        ended = following => ended,
-    };
-    if let Err(error) = ended {
-        tracing::error!(%error, "changes of the machine's network are not seen any more");
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = following => {}
     }
 }
 

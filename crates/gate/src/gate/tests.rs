@@ -170,6 +170,41 @@ fn when_what_records_the_wires_ends_all_who_have_one_are_cut_off_and_nobody_gets
     }
 }
 
+#[test]
+fn changes_of_the_machines_addresses_are_followed_also_when_the_kernel_does_not_tell_of_them_any_more() {
+    for ending in ["panic", "failure", "end"] {
+        on_a_machine(|directory| async move {
+            let fixture = Fixture::start(directory.path()).await;
+            let sandbox = fixture.attach("sbx-one", &ENTRIES).await;
+            let shared = &fixture.gate.shared;
+            // Nothing of the gate's own looks from here on.
+            shared.stop.cancel();
+            let ended = async move {
+                match ending {
+                    "panic" => panic!("on purpose"),
+                    "failure" => Err(std::io::Error::other("on purpose")),
+                    _ => Ok(()),
+                }
+            };
+            let period = Duration::from_millis(10);
+            let stop = CancellationToken::new();
+            let watching = tokio::spawn(watch(Arc::downgrade(shared), ended, period, stop.clone()));
+            let mut connection = Connection::open().unwrap();
+            let moved: IpAddr = ENTRIES[0].parse().unwrap();
+            connection.add_address(LinkIndex::LOOPBACK, moved.into()).unwrap();
+            let followed = async {
+                while decision(&sandbox.member().sandbox, ENTRIES[0]) == Decision::Allow {
+                    tokio::time::sleep(period).await;
+                }
+            };
+            timeout(PATIENCE, followed).await.unwrap();
+            assert_only_the_other_passes(&sandbox.member().sandbox);
+            stop.cancel();
+            timeout(PATIENCE, watching).await.unwrap().unwrap();
+        });
+    }
+}
+
 /// A gate whose sandboxes may move 1000 bytes, and two of them with wires.
 async fn frugal(directory: &std::path::Path) -> (Fixture, [Attachment; 2]) {
     let mut limits = Limits::default();
