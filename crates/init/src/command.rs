@@ -28,7 +28,7 @@ pub(crate) fn background(server: &Arc<Server>, connection: &mut Connection, exec
     let pid = command.pid;
     let supervising = Arc::clone(server);
     let run = move || {
-        let mut keeper = Keeper(Arc::clone(&command));
+        let mut keeper = Keeper { server: &supervising, command: &command };
         let exit = supervise(running, &mut keeper, &supervising.children, &supervising.leftovers);
         supervising.commands.end(&command, exit.unwrap_or_default(), &supervising.budget);
     };
@@ -55,14 +55,10 @@ pub(crate) fn wait(server: &Server, connection: &mut Connection, pid: u32) -> Re
         return connection.send(&InitFrame::Exit(exit));
     }
     for stream in [Stream::Stdout, Stream::Stderr] {
-        let mut offset = 0;
-        loop {
-            let part = lock(&command.kept).part(stream, offset, MAX_CHUNK);
-            if part.is_empty() {
-                break;
-            }
-            offset += part.len();
-            connection.send(&InitFrame::Output { stream, data: part.into() })?;
+        // At once: what is kept may be given up for others between two parts.
+        let kept = lock(&command.kept).bytes(stream);
+        for part in kept.chunks(MAX_CHUNK) {
+            connection.send(&InitFrame::Output { stream, data: part.to_vec().into() })?;
         }
     }
     connection.send(&InitFrame::Exit(command.exit()))
@@ -139,15 +135,19 @@ fn wait_for(connection: &mut Connection, event: PollFlags, of: BorrowedFd<'_>) -
 }
 
 /// Keeps a background command's output.
-struct Keeper(Arc<Command>);
+struct Keeper<'a> {
+    server: &'a Server,
+    command: &'a Command,
+}
 
-impl Audience for Keeper {
+impl Audience for Keeper<'_> {
     fn has_room(&self) -> bool {
         true
     }
 
     fn output(&mut self, stream: Stream, data: &[u8]) {
-        lock(&self.0.kept).push(stream, data);
+        self.server.commands.make_room(&self.server.budget);
+        lock(&self.command.kept).push(stream, data);
     }
 
     fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {

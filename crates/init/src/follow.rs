@@ -28,7 +28,7 @@ pub(crate) fn start(server: &Arc<Server>, connection: &mut Connection, session: 
     let pid = command.pid;
     let supervising = Arc::clone(server);
     let run = move || {
-        let Some(mut keeper) = Keeper::new(Arc::clone(&command)) else { return };
+        let Some(mut keeper) = Keeper::new(&supervising, &command) else { return };
         let exit = supervise(running, &mut keeper, &supervising.children, &supervising.leftovers);
         supervising.commands.end(&command, exit.unwrap_or_default(), &supervising.budget);
         if let Some(log) = &command.log {
@@ -148,27 +148,27 @@ impl Drop for Leave<'_> {
 }
 
 /// Keeps a session's output.
-struct Keeper {
-    command: Arc<Command>,
+struct Keeper<'a> {
+    server: &'a Server,
+    log: &'a std::sync::Mutex<Log>,
     room: Arc<OwnedFd>,
 }
 
-impl Keeper {
-    fn new(command: Arc<Command>) -> Option<Self> {
-        let room = lock(command.log.as_ref()?).room();
-        Some(Self { command, room })
+impl<'a> Keeper<'a> {
+    fn new(server: &'a Server, command: &'a Command) -> Option<Self> {
+        let log = command.log.as_ref()?;
+        Some(Self { server, log, room: lock(log).room() })
     }
 }
 
-impl Audience for Keeper {
+impl Audience for Keeper<'_> {
     fn has_room(&self) -> bool {
-        self.command.log.as_ref().is_none_or(|log| lock(log).has_room())
+        self.server.commands.make_room(&self.server.budget);
+        lock(self.log).has_room()
     }
 
     fn output(&mut self, stream: Stream, data: &[u8]) {
-        if let Some(log) = &self.command.log {
-            lock(log).push(stream, data);
-        }
+        lock(self.log).push(stream, data);
     }
 
     fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {

@@ -65,15 +65,20 @@ impl Kept {
         }
     }
 
-    /// At most `most` kept bytes of a stream, from the `offset`th on; empty at the end.
-    pub(crate) fn part(&self, stream: Stream, offset: usize, most: usize) -> Vec<u8> {
-        self.ring(stream).bytes.iter().skip(offset).take(most).copied().collect()
+    /// The kept bytes of a stream.
+    pub(crate) fn bytes(&self, stream: Stream) -> Vec<u8> {
+        self.ring(stream).bytes.iter().copied().collect()
     }
 
-    /// Gives up all of it, for others.
-    pub(crate) fn give_up(&mut self) {
+    /// How many bytes are kept.
+    pub(crate) fn cost(&self) -> usize {
+        self.stdout.bytes.len() + self.stderr.bytes.len()
+    }
+
+    /// Gives up the older part, for others: one of so many.
+    pub(crate) fn give_up(&mut self, parts: usize) {
         for ring in [&mut self.stdout, &mut self.stderr] {
-            ring.drop_oldest(usize::MAX);
+            ring.drop_oldest(ring.bytes.len().div_ceil(parts.max(1)));
             ring.bytes.shrink_to_fit();
         }
     }
@@ -137,19 +142,17 @@ mod tests {
     use super::*;
 
     fn all(kept: &Kept, stream: Stream) -> Vec<u8> {
-        kept.part(stream, 0, usize::MAX)
+        kept.bytes(stream)
     }
 
     #[test]
-    fn streams_are_kept_apart_and_read_in_parts() {
+    fn streams_are_kept_apart() {
         let mut kept = Kept::new(&Budget::default());
         kept.push(Stream::Stdout, b"hello ");
         kept.push(Stream::Stderr, b"oh");
         kept.push(Stream::Stdout, b"world");
         assert_eq!(all(&kept, Stream::Stdout), b"hello world");
         assert_eq!(all(&kept, Stream::Stderr), b"oh");
-        assert_eq!(kept.part(Stream::Stdout, 6, 3), b"wor");
-        assert_eq!(kept.part(Stream::Stdout, 11, 3), b"");
         assert!(!kept.truncated(Stream::Stdout));
     }
 

@@ -154,10 +154,21 @@ impl Log {
         *(if stream == Stream::Stdout { stdout } else { stderr }) = true;
     }
 
-    /// Gives up all that nobody who follows has yet to take, for others.
-    pub(crate) fn give_up(&mut self) {
+    /// How much can be given up: what nobody who follows has yet to take.
+    pub(crate) fn spare(&self) -> usize {
         let furthest = self.furthest().unwrap_or(u64::MAX);
-        while self.pieces.front().is_some_and(|oldest| oldest.id <= furthest) && self.drop_oldest() {}
+        self.pieces.iter().take_while(|piece| piece.id <= furthest).map(Piece::cost).sum()
+    }
+
+    /// Gives up the older part of what can be, for others: one of so many.
+    pub(crate) fn give_up(&mut self, parts: usize) {
+        let mut left = self.spare().div_ceil(parts.max(1));
+        while left > 0
+            && let Some(oldest) = self.pieces.front().map(Piece::cost)
+            && self.drop_oldest()
+        {
+            left = left.saturating_sub(oldest);
+        }
     }
 
     /// The last bytes of both streams that are kept, at most so many of each, and whether more of them is gone.
@@ -348,12 +359,15 @@ mod tests {
         assert!(log.take(reader).is_some());
         log.push(Stream::Stderr, b"waiting");
         assert_eq!(log.ends(100), [(b"taken".to_vec(), false), (b"waiting".to_vec(), false)]);
-        log.give_up();
-        assert_eq!(log.ends(100), [(vec![], true), (b"waiting".to_vec(), false)]);
+        log.give_up(1);
+        assert_eq!((log.spare(), log.ends(100)), (0, [(vec![], true), (b"waiting".to_vec(), false)]));
         assert_eq!(log.ends(3), [(vec![], true), (b"ing".to_vec(), true)]);
         assert_eq!(rest(&mut log, reader), [2]);
         log.leave(reader);
-        log.give_up();
+        log.push(Stream::Stderr, b"newer");
+        log.give_up(2);
+        assert_eq!(log.ends(100), [(vec![], true), (b"newer".to_vec(), true)]);
+        log.give_up(1);
         assert_eq!((log.cost, log.ends(100)), (0, [(vec![], true), (vec![], true)]));
     }
 

@@ -7,7 +7,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use init_protocol::{CommandInfo, Exec, Exit, KEPT_COMMANDS};
+use init_protocol::{CommandInfo, Exec, Exit, KEPT_COMMANDS, MAX_CHUNK, PIECE_COST};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::with_truncation;
@@ -79,11 +79,16 @@ impl Command {
         with_truncation(*lock(&self.exit), &lock(&self.kept))
     }
 
-    /// Gives up the output that is kept, for others.
-    fn give_up_output(&self) {
-        lock(&self.kept).give_up();
+    /// How much output is kept that can be given up.
+    fn spare_output(&self) -> usize {
+        lock(&self.kept).cost() + self.log.as_ref().map_or(0, |log| lock(log).spare())
+    }
+
+    /// Gives up the older part of the output that is kept, for others: one of so many.
+    fn give_up_output(&self, parts: usize) {
+        lock(&self.kept).give_up(parts);
         if let Some(log) = &self.log {
-            lock(log).give_up();
+            lock(log).give_up(parts);
         }
     }
 
@@ -145,11 +150,29 @@ impl Commands {
             table.ended.pop_front();
         }
         // Their exits are still to be told.
-        table.ended.iter().take_while(|_| budget.is_short()).for_each(|oldest| oldest.give_up_output());
+        table.ended.iter().take_while(|_| budget.is_short()).for_each(|oldest| oldest.give_up_output(1));
         table.ended.push_back(Arc::clone(command));
         drop(table);
         // A new eventfd always takes it.
         let _ = rustix::io::write(&command.done, &1u64.to_ne_bytes());
+    }
+
+    /// Makes sure that there is room for a piece of output of whoever has little, as long as others have much: whoever
+    /// has the most gives up half of it. Nobody may hold the output of a command meanwhile.
+    pub(crate) fn make_room(&self, budget: &Budget) {
+        if budget.has(MAX_CHUNK + PIECE_COST) {
+            return;
+        }
+        let table = lock(&self.table);
+        let all: Vec<_> = table.ended.iter().chain(table.running.values()).cloned().collect();
+        drop(table);
+        while !budget.has(MAX_CHUNK + PIECE_COST) {
+            let costs = all.iter().map(|command| (command.spare_output(), command));
+            match costs.max_by_key(|(cost, _)| *cost) {
+                None | Some((0, _)) => return,
+                Some((_, command)) => command.give_up_output(2),
+            }
+        }
     }
 
     /// A running command.
@@ -172,7 +195,7 @@ impl Commands {
 
 #[cfg(test)]
 mod tests {
-    use init_protocol::Stream;
+    use init_protocol::{KEPT_SESSION, Stream};
 
     use super::*;
 
@@ -201,7 +224,37 @@ mod tests {
             let command = commands.background(pid).unwrap();
             let expected = Exit { stdout_truncated: output.is_empty(), ..exit(code) };
             assert_eq!(command.exit(), expected);
-            assert_eq!(lock(&command.kept).part(Stream::Stdout, 0, 100), output);
+            assert_eq!(lock(&command.kept).bytes(Stream::Stdout), output);
         }
+    }
+
+    #[test]
+    fn a_session_that_begins_when_others_have_kept_all_there_is_has_its_output_kept() {
+        let (commands, budget) = (Commands::default(), Budget::default());
+        let start = |pid| {
+            let command = Command::new(Exec { background: true, ..Exec::default() }, None, &budget).unwrap();
+            let log = Some(Mutex::new(Log::new(KEPT_SESSION, &budget).unwrap()));
+            let command = Arc::new(Command { pid, log, ..command });
+            commands.add(Arc::clone(&command));
+            command
+        };
+        let push = |command: &Command, data: &[u8]| {
+            commands.make_room(&budget);
+            lock(command.log.as_ref().unwrap()).push(Stream::Stdout, data);
+        };
+        let kept = |command: &Command| {
+            let [(stdout, _), _] = lock(command.log.as_ref().unwrap()).ends(KEPT_SESSION);
+            stdout
+        };
+        let greedy: Vec<_> = (2..22).map(start).collect();
+        for command in &greedy {
+            (0..KEPT_SESSION / MAX_CHUNK).for_each(|_| push(command, &[b'x'; MAX_CHUNK]));
+            push(command, b"last");
+        }
+        let late = start(100);
+        push(&late, b"late");
+        assert_eq!(kept(&late), b"late");
+        // Whoever has much has given up its beginning, and nobody its end.
+        assert!(greedy.iter().all(|command| kept(command).ends_with(b"xlast")));
     }
 }
