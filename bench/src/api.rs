@@ -1,5 +1,7 @@
 //! Whole sandboxes, through the API of the built daemon, and `runc` beside them.
 
+mod streams;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -19,10 +21,12 @@ use crate::{
     statistics::{median, percentile},
 };
 
+const GROUPS: [&str; 9] =
+    ["start", "create-rate", "command", "policy-change", "terminal", "output", "files", "crowd", "idle"];
+
 /// Measures what is asked for of it.
 pub(crate) fn measure(settings: &Settings) -> Result<Vec<Figure>> {
-    if !["start", "create-rate", "command", "policy-change", "idle"].iter().any(|group| settings.wants(group))
-    {
+    if !GROUPS.iter().any(|group| settings.wants(group)) {
         return Ok(Vec::new());
     }
     let directory = tempfile::Builder::new().prefix("bailiwick-bench-").tempdir()?;
@@ -43,16 +47,22 @@ pub(crate) fn measure(settings: &Settings) -> Result<Vec<Figure>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let client = Client::connect(api, &key).await?;
-            Session { client, settings, template, rootfs, daemon }.measure().await
+            let place = directory.path().to_owned();
+            Session { client, api, key, settings, template, rootfs, place, daemon }.measure().await
         })
     })?
 }
 
 struct Session<'a> {
     client: Client,
+    /// For further connections.
+    api: SocketAddr,
+    key: String,
     settings: &'a Settings,
     template: &'static str,
     rootfs: PathBuf,
+    /// On the file system that the sandboxes are on.
+    place: PathBuf,
     daemon: u32,
 }
 
@@ -73,6 +83,18 @@ impl Session<'_> {
         }
         if self.settings.wants("policy-change") {
             figures.push(self.policy_change().await?);
+        }
+        if self.settings.wants("terminal") {
+            figures.push(self.echo().await?);
+        }
+        if self.settings.wants("output") {
+            figures.extend(self.output().await?);
+        }
+        if self.settings.wants("files") {
+            figures.extend(self.files().await?);
+        }
+        if self.settings.wants("crowd") {
+            figures.push(self.crowd().await?);
         }
         if self.settings.wants("idle") {
             figures.extend(self.idle().await?);

@@ -37,6 +37,8 @@ pub(crate) enum Unit {
     PerSecond,
     #[serde(rename = "Gbit/s")]
     GigabitsPerSecond,
+    #[serde(rename = "MB/s")]
+    MegabytesPerSecond,
     #[serde(rename = "MiB")]
     Mebibytes,
     #[serde(rename = "x")]
@@ -117,6 +119,7 @@ impl Unit {
             Self::Microseconds => "µs",
             Self::PerSecond => "/s",
             Self::GigabitsPerSecond => "Gbit/s",
+            Self::MegabytesPerSecond => "MB/s",
             Self::Mebibytes => "MiB",
             Self::Times => "×",
         }

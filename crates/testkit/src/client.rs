@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -46,12 +50,21 @@ impl Client {
         Ok(answer)
     }
 
+    /// A call that must succeed and whose answer is read as it comes: the connection has no other use after it.
+    pub async fn open(mut self, method: Method, path: &str, body: Option<&Value>) -> Result<Incoming> {
+        let bytes = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+        let response = self.begin(method.clone(), path, "application/json", bytes).await?;
+        if !response.status().is_success() {
+            bail!("{method} {path}: {}", response.status());
+        }
+        Ok(response.into_body())
+    }
+
     /// Writes a file inside a sandbox.
-    pub async fn write(&mut self, sandbox: &str, path: &str, content: &'static str) -> Result<()> {
+    pub async fn write(&mut self, sandbox: &str, path: &str, content: impl Into<Bytes>) -> Result<()> {
         let target = format!("/sandboxes/{sandbox}/files/raw?path={path}");
-        let (status, answer) = self
-            .send(Method::PUT, &target, "application/octet-stream", Bytes::from_static(content.as_bytes()))
-            .await?;
+        let (status, answer) =
+            self.send(Method::PUT, &target, "application/octet-stream", content.into()).await?;
         if !status.is_success() {
             bail!("writing {path}: {status}: {answer}");
         }
@@ -65,6 +78,19 @@ impl Client {
         kind: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Value)> {
+        let response = self.begin(method, path, kind, body).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+    }
+
+    async fn begin(
+        &mut self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -73,9 +99,6 @@ impl Client {
             .header("content-type", kind)
             .body(Full::new(body))?;
         self.sender.ready().await?;
-        let response = self.sender.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+        Ok(self.sender.send_request(request).await?)
     }
 }
