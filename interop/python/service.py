@@ -117,9 +117,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Streamable HTTP of the Model Context Protocol, with the checks of its SDKs against DNS rebinding."""
         if self.headers["Host"] not in ("localhost:50005", "127.0.0.1:50005"):
             return self.answer(421, b"Invalid Host header")
+        if self.command != "POST":
+            return self.answer(405, b"")
         asked = json.loads(b"".join(self.pieces()))
+        server = {"name": "inside", "version": "1"}
+        tool = {"name": "say", "inputSchema": {"type": "object"}}
         result = {
-            "initialize": {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "s"}},
+            "initialize": {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": server},
+            "tools/list": {"tools": [tool]},
             "tools/call": {"content": [{"type": "text", "text": "done"}]},
         }.get(asked["method"])
         if result is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import itertools
@@ -9,7 +10,9 @@ import json
 import signal
 import subprocess
 
+import mcp
 import pytest
+from mcp.client.stdio import stdio_client
 
 from streams import eventually
 from test_cli import Program
@@ -101,6 +104,28 @@ def test_a_conversation_begins_and_tells_the_tools(agent):
     }
     assert all(tool["inputSchema"]["type"] == "object" for tool in tools.values())
     assert client.end() == 0
+
+
+def test_the_client_of_the_protocols_own_sdk_works_with_it(lab):
+    program = Program(lab)
+    parameters = mcp.StdioServerParameters(
+        command=program.path, args=["mcp", "--template", "python"], env=program.environment
+    )
+
+    async def talk() -> str:
+        async with stdio_client(parameters) as streams:
+            async with mcp.ClientSession(*streams) as session:
+                assert (await session.initialize()).server_info.name == "bailiwick"
+                assert len((await session.list_tools()).tools) == 7
+                box = (await session.call_tool("create_sandbox", {})).structured_content["sandbox_id"]
+                done = await session.call_tool("run_command", {"sandbox_id": box, "command": "echo hi; exit 2"})
+                assert done.structured_content == {"exit_code": 2, "stdout": "hi\n", "stderr": ""}
+                failed = await session.call_tool("read_file", {"sandbox_id": box, "path": "/no/such"})
+                assert failed.is_error and "/no/such" in failed.content[0].text
+                return box
+
+    box = asyncio.run(talk())
+    assert lab.request("GET", f"/sandboxes/{box}")[1]["state"] == "killed"
 
 
 def test_an_agent_works_in_its_sandbox_and_takes_it_along(lab, agent):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import contextlib
 import hashlib
-import http.client
-import json
 import os
 import pathlib
 import socket
 import urllib.parse
 
 import httpx
+import httpx2
+import mcp
 import pytest
+import websockets.sync.client
+from mcp.client.streamable_http import streamable_http_client
 
 import machine
 from streams import eventually
@@ -116,70 +118,46 @@ def test_a_client_that_speaks_http_2_is_served_as_well(lab, serving):
             assert list(lines) == ["data: 2"]
 
 
-def masked(opcode: int, data: bytes) -> bytes:
-    """A frame of a client (RFC 6455); its mask is zero."""
-    if len(data) < 126:
-        length = bytes([128 | len(data)])
-    elif len(data) < 65536:
-        length = bytes([128 | 126]) + len(data).to_bytes(2, "big")
-    else:
-        length = bytes([128 | 127]) + len(data).to_bytes(8, "big")
-    return bytes([128 | opcode]) + length + bytes(4) + data
+def web_socket(lab, box):
+    """An open WebSocket of the `websockets` library."""
+    url = box.get_host(3000).replace("http", "ws", 1) + "/ws"
+    return websockets.sync.client.connect(url, additional_headers={"X-API-Key": lab.key}, max_size=None)
 
 
-def unmasked(stream) -> tuple[int, bytes]:
-    head = stream.read(2)
-    length = head[1]
-    if length > 125:
-        length = int.from_bytes(stream.read(2 if length == 126 else 8), "big")
-    return head[0] & 15, stream.read(length)
-
-
-def web_socket(lab, box, port: int = 3000):
-    """An open WebSocket: (socket, stream for reading)."""
-    key = base64.b64encode(os.urandom(16)).decode()
-    lines = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-    client = raw(lab, box, port, "GET", "/ws", lines)
-    stream = client.makefile("rb")
-    assert b" 101 " in stream.readline()
-    headers = http.client.parse_headers(stream)
-    expected = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
-    assert headers["Sec-WebSocket-Accept"] == base64.b64encode(expected).decode()
-    assert headers["Upgrade"] == "websocket"
-    return client, stream
+def ended(client) -> None:
+    """Waits until a WebSocket is cut."""
+    with pytest.raises(websockets.exceptions.ConnectionClosedError):
+        client.recv(60)
 
 
 def test_a_web_socket_carries_messages_both_ways_and_ends_with_its_client(lab, serving):
     box, _ = serving()
-    client, stream = web_socket(lab, box)
-    for opcode, message in [(1, b"text"), (2, os.urandom(300)), (2, os.urandom(1 << 20)), (9, b"ping")]:
-        client.sendall(masked(opcode, message))
-        assert unmasked(stream) == (opcode, message)
-    client.sendall(masked(8, b"\x03\xe8"))
-    assert unmasked(stream) == (8, b"\x03\xe8") and stream.read() == b""
+    with web_socket(lab, box) as client:
+        for message in ["text", os.urandom(300), os.urandom(1 << 20)]:
+            client.send(message)
+            assert client.recv() == message
+        assert client.ping().wait(60)
+    assert client.close_code == 1000
     assert noted(box, "web socket ended")
     box.commands.run("rm /tmp/service.log")
-    client, stream = web_socket(lab, box)
-    stream.close()
-    client.close()
+    client = web_socket(lab, box)
+    client.socket.shutdown(socket.SHUT_RDWR)
     eventually("the service is told", lambda: noted(box, "web socket ended"))
 
 
 def test_an_mcp_server_is_where_the_client_says(lab, serving):
     box, _ = serving(port=50005)
-    url = box.get_mcp_url()
-    headers = {"X-API-Key": lab.key, "Accept": "application/json, text/event-stream"}
 
-    def call(method: str, **more):
-        return httpx.post(url, headers=headers, json={"jsonrpc": "2.0", "method": method, **more})
+    async def talk():
+        client = httpx2.AsyncClient(headers={"X-API-Key": lab.key}, timeout=60)
+        async with streamable_http_client(box.get_mcp_url(), http_client=client) as streams:
+            async with mcp.ClientSession(streams[0], streams[1]) as session:
+                begun = await session.initialize()
+                assert begun.server_info.name == "inside"
+                done = await session.call_tool("say", {})
+                assert done.content[0].text == "done"
 
-    begun = call("initialize", id=1, params={})
-    assert begun.json()["result"]["protocolVersion"] == "2025-06-18", begun.text
-    headers["Mcp-Session-Id"] = begun.headers["mcp-session-id"]
-    assert call("notifications/initialized").status_code == 202
-    done = call("tools/call", id=2, params={"name": "x"})
-    assert done.headers["content-type"] == "text/event-stream"
-    assert json.loads(done.text.split("data: ")[1])["result"]["content"][0]["text"] == "done"
+    asyncio.run(talk())
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::1", "::", "100.64.0.2", "fd62:6169:6c69::2"])
@@ -227,16 +205,15 @@ def test_a_policy_without_public_traffic_closes_ports_at_once_and_one_with_it_op
 
     permit(True)
     assert client.get("/").status_code == 200
-    tunnel, messages = web_socket(lab, box)
+    tunnel = web_socket(lab, box)
     with client.stream("GET", "/events") as response:
         lines = response.iter_lines()
         assert next(lines) == "data: 1"
         permit(False)
         with pytest.raises(httpx.RemoteProtocolError):
             list(lines)
-    assert messages.read() == b""
+    ended(tunnel)
     assert client.get("/").status_code == 403
-    tunnel.close()
     permit(True)
     assert client.get("/").status_code == 200
 
@@ -260,15 +237,14 @@ def test_a_redirection_is_not_a_way_out_with_the_key(lab, serving):
 
 def test_the_end_of_the_sandbox_ends_what_is_under_way(lab, serving):
     box, client = serving()
-    tunnel, messages = web_socket(lab, box)
+    tunnel = web_socket(lab, box)
     with client.stream("GET", "/events") as response:
         lines = response.iter_lines()
         assert next(lines) == "data: 1"
         box.kill(wait=True)
         with contextlib.suppress(httpx.RemoteProtocolError):
             assert "data: 2" not in list(lines)
-    assert messages.read() == b""
-    tunnel.close()
+    ended(tunnel)
 
 
 def test_a_client_that_leaves_ends_what_it_asked_for_and_leaves_nothing_in_the_daemon(lab, serving):
@@ -281,9 +257,8 @@ def test_a_client_that_leaves_ends_what_it_asked_for_and_leaves_nothing_in_the_d
     eventually("the service is told", lambda: noted(box, "endless ended"))
     tunnels = [web_socket(lab, box) for _ in range(20)]
     assert len(machine.descriptors(daemon)) >= before + 20
-    for tunnel, messages in tunnels:
-        messages.close()
-        tunnel.close()
+    for tunnel in tunnels:
+        tunnel.socket.shutdown(socket.SHUT_RDWR)
     eventually("the daemon has closed its ends", lambda: len(machine.descriptors(daemon)) <= before + 5)
 
 
