@@ -253,3 +253,93 @@ def test_it_does_not_begin_with_bad_options(lab):
     assert "sbx-nosuchid" in bailiwick.error("mcp", "--sandbox", "sbx-nosuchid", code=2)
     without_key = {name: value for name, value in bailiwick.environment.items() if name != "BAILIWICK_API_KEY"}
     assert "no API key" in bailiwick.error("mcp", code=2, environment=without_key)
+
+
+#: A server of the protocol with the standard library, which tells what it can reach.
+SERVER = """
+import json, os, sys, urllib.request
+print("begun", file=sys.stderr, flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" not in asked:
+        continue
+    if asked["method"] == "initialize":
+        server = {"name": "wrapped", "version": "1"}
+        said = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": server}
+    elif asked["method"] == "tools/list":
+        said = {"tools": [{"name": "fetch", "inputSchema": {"type": "object"}}]}
+    else:
+        try:
+            said = urllib.request.urlopen(asked["params"]["arguments"]["url"], timeout=20).status
+        except OSError as error:
+            said = type(error).__name__
+        text = json.dumps({"said": said, "uid": os.getuid(), "env": os.environ.get("GIVEN")})
+        said = {"content": [{"type": "text", "text": text}]}
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": said}), flush=True)
+print("over", file=sys.stderr, flush=True)
+sys.exit(7)
+"""
+
+
+def running(lab) -> set[str]:
+    return {box["sandbox_id"] for box in lab.request("GET", "/sandboxes?limit=1000")[1]["sandboxes"]}
+
+
+def test_a_server_in_a_sandbox_of_its_own_reaches_what_the_policy_permits(lab, tmp_path):
+    program, before = Program(lab), running(lab)
+    (tmp_path / "server.py").write_text(SERVER)
+    parameters = mcp.StdioServerParameters(
+        command=program.path, env={**program.environment, "GIVEN": "yes"},
+        args=["mcp", "--template", "python", "--allow-out", "api.github.com", "--env", "GIVEN",
+              "--file", f"{tmp_path}/server.py:/home/user/server.py", "--", "python3", "-u", "server.py"],
+    )
+
+    async def talk():
+        async with stdio_client(parameters) as streams:
+            async with mcp.ClientSession(*streams) as session:
+                assert (await session.initialize()).server_info.name == "wrapped"
+                said = []
+                for host in ["api.github.com", "evil.example.test"]:
+                    done = await session.call_tool("fetch", {"url": f"http://{host}/"})
+                    said.append(json.loads(done.content[0].text))
+                assert len(running(lab) - before) == 1
+                return said
+
+    first, second = asyncio.run(talk())
+    assert first == {"said": 200, "uid": 1000, "env": "yes"}
+    assert second["said"] in ("URLError", "ConnectionRefusedError")
+    assert running(lab) == before
+
+
+def test_a_program_in_a_sandbox_gets_its_input_and_gives_its_output_and_its_exit_code(lab):
+    bailiwick, before = Program(lab), running(lab)
+    run = lambda *command, **more: bailiwick("mcp", "--template", "python", "--", *command, **more)
+    data = bytes(range(256)) * 4096
+    assert run("cat", stdin=data).stdout == data
+    done = run("cat >&2; echo out; exit 7", stdin=b"err\n", code=7)
+    assert (done.stdout, done.stderr) == (b"out\n", b"err\n")
+    # One that ends before its input does, and one that does not end with it.
+    assert run("exit 3", stdin=data, code=3).stdout == b""
+    assert run("trap '' TERM; echo begun; sleep 4242").stdout == b"begun\n"
+    assert run("no-such-program", code=127).stdout == b""
+    assert running(lab) == before
+    for arguments, named in [
+        (["--file", "nothing", "--", "cat"], "--file"),
+        (["--sandbox", "sbx-a", "--", "cat"], "--sandbox"),
+        (["--file", "a:/b"], "CMD"),
+    ]:
+        assert named in bailiwick.error("mcp", *arguments, code=2)
+    assert "/no/such" in bailiwick.error("mcp", "--template", "python", "--file", "/no/such:/tmp/a", "--", "cat", code=1)
+    assert running(lab) == before
+
+
+def test_a_server_in_a_sandbox_is_spoken_to_again_after_the_daemon_was_away(fragile):
+    process, lab = fragile
+    client = Agent(Program(lab), "--", "while read line; do echo \"$line\"; done")
+    client.send(b'"one"')
+    assert client.child.stdout.readline() == b'"one"\n'
+    process.kill_daemon()
+    process.restart_daemon()
+    client.send(b'"two"')
+    assert client.child.stdout.readline() == b'"two"\n'
+    assert client.end() == 0

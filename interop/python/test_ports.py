@@ -186,6 +186,18 @@ def test_what_cannot_be_reached_says_why(lab, serving):
     assert lab.request("GET", f"{base}/3000/")[0] == 410
 
 
+def test_a_sandbox_that_wakes_when_it_is_used_wakes_for_a_request_to_a_port_that_is_open(lab):
+    for permitted, status, state in [(True, 502, "running"), (False, 403, "paused")]:
+        network = {"allow_out": ["web.example.test"], "allow_public_traffic": permitted}
+        lifecycle = {"on_timeout": "pause", "auto_resume": True}
+        made = lab.request("POST", "/sandboxes", {"template": "python", "network": network, "lifecycle": lifecycle})[1]
+        path = f"/sandboxes/{made['sandbox_id']}"
+        assert lab.request("POST", f"{path}/pause")[0] == 200
+        assert lab.request("GET", f"{path}/ports/3000/")[0] == status
+        assert lab.request("GET", path)[1]["state"] == state
+        lab.request("DELETE", path)
+
+
 def test_the_daemons_own_ports_in_the_sandbox_are_not_reached(lab, sandbox):
     box = sandbox(network={"allow_out": ["web.example.test"]})
     for port in [4, 6, 53]:

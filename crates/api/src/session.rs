@@ -110,7 +110,7 @@ impl StartStdio {
 }
 
 /// A command that was started with pipes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StdioStarted {
     /// Its name in further requests.
     pub cmd_id: String,
@@ -124,12 +124,12 @@ pub struct EncodedData {
 }
 
 /// A piece of output, as an event of its stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OutputPiece {
     /// The bytes in base64.
     pub data: String,
     /// Its number, over both streams: from 1 up, one more each. Numbers that are missing were too old to be kept.
     /// Pieces of terminals have none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry_id: Option<u64>,
 }

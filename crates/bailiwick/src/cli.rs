@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// The agent can create sandboxes, run commands in them, read and write their files, and end them. It sees no other
     /// sandboxes of the account than those and the ones given with --sandbox, and none reaches more than the policy
     /// permits, which is nothing if none is given. The sandboxes end with this program.
+    ///
+    /// With `-- CMD`, the server is CMD, in a sandbox under the policy: what is written to this program goes to it, and what
+    /// it writes comes out of this one.
     Mcp(McpArgs),
     /// Attack a throw-away sandbox on this machine, and report what got out: exit 0 nothing, 1 something, 2 bad input
     Selftest(SelftestArgs),

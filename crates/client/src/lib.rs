@@ -9,6 +9,7 @@ mod error;
 mod files;
 mod http;
 mod sandboxes;
+mod sessions;
 
 use std::path::Path;
 
@@ -17,6 +18,7 @@ use secrecy::SecretString;
 pub use endpoint::{DEFAULT_URL, Endpoint};
 pub use error::ClientError;
 pub use sandboxes::{EventFilter, NewCommand, NewSandbox};
+pub use sessions::{SessionEvent, SessionEvents};
 
 /// A client of one server, with one key.
 #[derive(Clone, Debug)]

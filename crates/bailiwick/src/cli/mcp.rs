@@ -24,12 +24,18 @@ pub(crate) struct McpArgs {
     #[arg(long, short, value_name = "K[=V]")]
     pub env: Vec<String>,
     /// A sandbox that is there already, for the agent to use; it is not killed at the end; repeatable
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "command")]
     pub sandbox: Vec<String>,
     /// How many sandboxes the agent may have at the same time
-    #[arg(long, value_name = "COUNT", default_value_t = 4)]
+    #[arg(long, value_name = "COUNT", default_value_t = 4, conflicts_with = "command")]
     pub max_sandboxes: usize,
-    /// Leave the sandboxes that the agent has created to their time-outs when this ends
+    /// Leave the sandboxes that were created to their time-outs when this ends
     #[arg(long)]
     pub keep: bool,
+    /// Copy a file of this machine to this path in the sandbox of CMD first; repeatable
+    #[arg(long, value_name = "FILE:PATH", requires = "command")]
+    pub file: Vec<String>,
+    /// A server of the protocol to run in a sandbox of its own, in the place of the tools
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<String>,
 }

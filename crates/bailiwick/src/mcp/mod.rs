@@ -7,6 +7,7 @@
 mod message;
 mod session;
 mod tools;
+mod wrap;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -54,7 +55,10 @@ pub(crate) fn run(args: &McpArgs) -> Result<u8> {
 }
 
 async fn serve(args: &McpArgs) -> Result<u8> {
-    let client = remote::client(&args.api)?;
+    let (client, told) = (remote::client(&args.api)?, told_to_end()?);
+    if !args.command.is_empty() {
+        return wrap::run(client, args, told).await;
+    }
     for id in &args.sandbox {
         client.get(id).await.map_err(ApiFailure).with_context(|| format!("--sandbox {id}"))?;
     }
@@ -68,11 +72,9 @@ async fn serve(args: &McpArgs) -> Result<u8> {
     };
     let session = Arc::new(Session::new(client, settings)?);
     let mut conversation = Conversation::new(Arc::clone(&session));
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let ended = tokio::select! {
         ended = conversation.hold() => ended,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = told => Ok(()),
     };
     // Commands that still run are killed with their calls.
     drop(conversation);
@@ -82,6 +84,17 @@ async fn serve(args: &McpArgs) -> Result<u8> {
             .context("the daemon does not end the sandboxes")??;
     }
     ended.map(|()| exit::OK)
+}
+
+/// Waits for a signal to end, from now on.
+fn told_to_end() -> Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// A conversation with a client.

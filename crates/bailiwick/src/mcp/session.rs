@@ -204,7 +204,7 @@ impl Bounds {
 }
 
 /// A policy that permits nothing.
-fn nothing() -> Network {
+pub(super) fn nothing() -> Network {
     Network { deny_out: vec!["*".to_owned()], ..Network::default() }
 }
 

@@ -62,6 +62,8 @@ impl Manager {
         id: &SandboxId,
         port: NonZeroU16,
     ) -> Result<PortConnection, SandboxError> {
+        // A request that is refused wakes nobody.
+        self.present(account, id).await?.ports.while_permitted()?;
         let living = self.living(account, id).await?;
         let cut = Cut {
             ending: living.ending.clone(),
