@@ -107,8 +107,6 @@ pub struct InvalidSandboxCursor;
 impl SandboxCursor {
     /// What every cursor begins with.
     const PREFIX: &str = "s1";
-    /// Longer than any id.
-    const LONGEST_ID: usize = 64;
 
     /// The place of a sandbox.
     pub fn at(sandbox: &SandboxRecord) -> Self {
@@ -128,8 +126,9 @@ impl FromStr for SandboxCursor {
     fn from_str(text: &str) -> Result<Self, InvalidSandboxCursor> {
         let read = || {
             let (created_at, id) = text.strip_prefix(Self::PREFIX)?.strip_prefix('.')?.split_once('.')?;
-            let usual = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-            let known = (1..=Self::LONGEST_ID).contains(&id.len()) && id.bytes().all(usual);
+            let usual = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            let known =
+                id.strip_prefix("sbx-").is_some_and(|name| name.len() == 8 && name.bytes().all(usual));
             let cursor = Self { created_at: created_at.parse().ok()?, id: id.to_owned() };
             // One place has one spelling.
             (known && cursor.to_string() == text).then_some(cursor)
