@@ -150,12 +150,15 @@ def test_what_is_wrong_with_address_key_or_sandbox_is_said_with_what_to_do(lab, 
 def test_a_sandbox_lives_and_ends_by_the_command_line(lab, bailiwick):
     created = bailiwick(
         "sandbox", "create", "--template", "python", "--timeout", "300", "--label", "made-by=cli", "--env", "WORD=here",
-        "--allow-out", "allowed.test",
+        "--allow-out", "allowed.test", "--on-timeout", "pause",
     )  # fmt: skip
     box = created.stdout.decode().strip()
     try:
         listed = bailiwick.json("sandbox", "ls")
         assert [(s["sandbox_id"], s["state"]) for s in listed if s["metadata"] == {"made-by": "cli"}] == [(box, "running")]
+        found = bailiwick.json("sandbox", "ls", "--label", "made-by=cli", "--state", "running")
+        assert [each["sandbox_id"] for each in found] == [box]
+        assert bailiwick.json("sandbox", "ls", "--label", "made-by=nobody") == []
         row = [line for line in bailiwick("sandbox", "ls").stdout.decode().splitlines() if box in line]
         assert len(row) == 1 and "made-by=cli" in row[0], row
         info = bailiwick.json("sandbox", "info", box)
@@ -175,7 +178,12 @@ def test_a_sandbox_lives_and_ends_by_the_command_line(lab, bailiwick):
         bailiwick("sandbox", "resume", box)
         bailiwick("sandbox", "exec", box, "--", "true")
         assert bailiwick.json("sandbox", "set-timeout", box, "600") == {"sandbox_id": box, "timeout": 600}
-        assert bailiwick.json("sandbox", "info", box)["timeout"] == 600
+        info = bailiwick.json("sandbox", "info", box)
+        assert (info["timeout"], info["lifecycle"]) == (600, {"on_timeout": "pause", "auto_resume": False})
+        waking = bailiwick.json("sandbox", "create", "--template", "python", "--auto-resume")["sandbox_id"]
+        bailiwick("sandbox", "pause", waking)
+        bailiwick("sandbox", "exec", waking, "--", "true")
+        bailiwick("sandbox", "kill", waking)
 
         events = bailiwick("sandbox", "logs", box, "--json").stdout.decode().splitlines()
         kinds = [json.loads(event)["type"] for event in events]
@@ -189,6 +197,8 @@ def test_a_sandbox_lives_and_ends_by_the_command_line(lab, bailiwick):
     bad = bailiwick.error("sandbox", "create", "--template", "python", "--deny-out", "ok.test", "--deny-out", "*.com", code=2)
     assert "network.deny_out[1]" in bad, bad
     bailiwick.error("sandbox", "create", "--label", "nothing", code=2)
+    bailiwick.error("sandbox", "ls", "--label", "nothing", code=2)
+    bailiwick.error("sandbox", "create", "--on-timeout", "sleep", code=2)
     bailiwick.error("sandbox", "create", "--template", "no-such-template", code=2)
 
 

@@ -51,7 +51,7 @@ pub(crate) async fn run(args: &SandboxArgs) -> Result<u8> {
 }
 
 async fn list(client: &Client, args: &LsArgs) -> Result<u8> {
-    let sandboxes = client.list(&args.state).await.map_err(ApiFailure)?;
+    let sandboxes = client.list(&args.state, &labels(&args.label)?).await.map_err(ApiFailure)?;
     if args.json {
         anstream::println!("{}", serde_json::to_string(&sandboxes)?);
         return Ok(exit::OK);
@@ -74,17 +74,26 @@ async fn list(client: &Client, args: &LsArgs) -> Result<u8> {
 }
 
 fn new_sandbox(args: &CreateArgs) -> Result<NewSandbox> {
+    let lifecycle = api::Lifecycle {
+        on_timeout: args.on_timeout.map(Into::into).unwrap_or_default(),
+        auto_resume: args.auto_resume,
+    };
+    Ok(NewSandbox {
+        lifecycle: (lifecycle != api::Lifecycle::default()).then_some(lifecycle),
+        template: args.template.clone(),
+        timeout: args.timeout,
+        metadata: labels(&args.label)?,
+        envs: crate::run::environment(&args.env)?,
+        network: args.policy.network()?,
+    })
+}
+
+fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
     let label = |text: &String| match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(anyhow!(BadInput(format!("--label {text:?}: is not K=V")))),
     };
-    Ok(NewSandbox {
-        template: args.template.clone(),
-        timeout: args.timeout,
-        metadata: args.label.iter().map(label).collect::<Result<_>>()?,
-        envs: crate::run::environment(&args.env)?,
-        network: args.policy.network()?,
-    })
+    given.iter().map(label).collect()
 }
 
 async fn create(client: &Client, sandbox: &NewSandbox, json: bool) -> Result<u8> {
@@ -157,6 +166,12 @@ fn info(sandbox: &Sandbox, json: bool) -> Result<u8> {
         0 => "no limit".to_owned(),
         seconds => format!("{seconds} s"),
     };
+    let then = match (sandbox.lifecycle.on_timeout, sandbox.lifecycle.auto_resume) {
+        (api::OnTimeout::Kill, false) => "it is killed",
+        (api::OnTimeout::Kill, true) => "it is killed; a pause before that ends when it is used",
+        (api::OnTimeout::Pause, false) => "it is paused",
+        (api::OnTimeout::Pause, true) => "it is paused until it is used",
+    };
     let variables = sandbox.envs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -167,6 +182,7 @@ fn info(sandbox: &Sandbox, json: bool) -> Result<u8> {
         ("created", sandbox.created_at.to_string()),
         ("ends", sandbox.end_at.map_or_else(|| "never".to_owned(), |end| end.to_string())),
         ("time limit", timeout),
+        ("then", then.to_owned()),
         ("labels", pairs(&sandbox.metadata)),
         ("variables", variables),
         ("policy", policy),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use api::{
-    Acknowledged, AuditPage, CommandExit, Killed, Network, Ratchet, RatchetRevoked, Sandbox, SandboxList,
+    Acknowledged, AuditPage, CommandExit, Killed, Lifecycle, Network, Ratchet, RatchetRevoked, Sandbox,
+    SandboxList,
 };
 use form_urlencoded::Serializer;
 use hyper::Method;
@@ -29,6 +30,9 @@ pub struct NewSandbox {
     /// What it may reach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// What happens when its time is over, and when it is used after that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<Lifecycle>,
 }
 
 /// A command to run to its end.
@@ -78,12 +82,18 @@ impl Client {
         self.call(Method::GET, &path(id, "")?, Content::none()).await
     }
 
-    /// All sandboxes in one of `states`, newest first. Without states all but killed ones; `all` is a state, too.
-    pub async fn list(&self, states: &[String]) -> Result<Vec<Sandbox>, ClientError> {
+    /// All sandboxes in one of `states` that have all of `labels`, newest first. Without states all but killed ones; `all`
+    /// is a state, too.
+    pub async fn list(
+        &self,
+        states: &[String],
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Vec<Sandbox>, ClientError> {
         let (mut sandboxes, mut next) = (Vec::new(), None::<String>);
         loop {
             let mut query = Serializer::new(String::new());
             query.append_pair("limit", "1000").extend_pairs(states.iter().map(|state| ("state", state)));
+            query.extend_pairs(labels.iter().map(|(key, value)| (format!("metadata[{key}]"), value)));
             query.extend_pairs(next.iter().map(|next| ("next_token", next)));
             let page: SandboxList =
                 self.call(Method::GET, &format!("/sandboxes?{}", query.finish()), Content::none()).await?;

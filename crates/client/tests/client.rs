@@ -159,12 +159,11 @@ async fn an_id_that_would_lead_elsewhere_is_refused_before_anything_is_sent() {
 async fn all_pages_of_a_list_are_read() {
     let page = |next: Value| json!({"sandboxes": [sandbox()], "next_token": next, "total": 2}).to_string();
     let (script, client) = Script::start(&[(200, &page(json!("1"))), (200, &page(Value::Null))]).await;
-    assert_eq!(client.list(&["paused".to_owned()]).await.unwrap().len(), 2);
+    let labels = [("a&b".to_owned(), "c d".to_owned())].into();
+    assert_eq!(client.list(&["paused".to_owned()], &labels).await.unwrap().len(), 2);
     let lines: Vec<_> = script.asked().into_iter().map(|asked| asked.line).collect();
-    assert_eq!(
-        lines,
-        ["GET /sandboxes?limit=1000&state=paused", "GET /sandboxes?limit=1000&state=paused&next_token=1"]
-    );
+    let first = "GET /sandboxes?limit=1000&state=paused&metadata%5Ba%26b%5D=c+d";
+    assert_eq!(lines, [first.to_owned(), format!("{first}&next_token=1")]);
 }
 
 #[tokio::test]

@@ -217,3 +217,29 @@ async fn a_daemon_that_dies_between_the_store_and_the_kernel_leaves_what_the_nex
     assert_eq!(record(&lab, &pausing).await.state, "paused");
     assert_eq!(lab.run(&resuming, "echo alive").await, "alive");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_written_to_costs_no_sandbox_that_is_to_be_paused() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    if !can_pause(&lab).await {
+        return;
+    }
+    let pausing = Create { timeout: Duration::from_secs(2), on_timeout: OnTimeout::Pause, ..request() };
+    let (timed, asked) = (made(&lab, pausing).await, lab.create().await);
+    lab.run(&timed, "echo kept > ~/file").await;
+    lab.store.close().await;
+    // Whoever asks for it is told that it was not done.
+    assert!(matches!(lab.manager.pause(ACCOUNT, &asked).await, Err(SandboxError::Store(_))));
+    assert_eq!(lab.run(&asked, "echo alive").await, "alive");
+    eventually("its time is up", async || frozen(&timed)).await;
+    assert!(!frozen(&asked));
+
+    let lab = Lab::on(lab.stop()).await;
+    eventually("it is paused again", async || record(&lab, &timed).await.state == "paused").await;
+    lab.manager.resume(ACCOUNT, &timed).await.expect("resume");
+    assert_eq!(lab.run(&timed, "cat ~/file").await, "kept");
+    assert_eq!(lab.run(&asked, "echo alive").await, "alive");
+}

@@ -51,6 +51,9 @@ pub(crate) struct LsArgs {
     /// Only in this state (running, paused, creating, killed, or all); repeatable [default: all but killed]
     #[arg(long, value_name = "STATE", value_parser = ["running", "paused", "creating", "killed", "all"])]
     pub state: Vec<String>,
+    /// Only with this label; repeatable
+    #[arg(long, value_name = "K=V")]
+    pub label: Vec<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -68,6 +71,12 @@ pub(crate) struct CreateArgs {
     /// Seconds until it ends by itself; 0: never [default: 300]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
+    /// What happens then
+    #[arg(long, value_name = "WHAT")]
+    pub on_timeout: Option<WhenTimeIsUp>,
+    /// Let it go on when it is paused and used
+    #[arg(long)]
+    pub auto_resume: bool,
     /// Environment variable of every command; without a value it is taken from this environment; repeatable
     #[arg(long, short, value_name = "K[=V]")]
     pub env: Vec<String>,
@@ -77,6 +86,24 @@ pub(crate) struct CreateArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What happens to a sandbox whose time is up.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum WhenTimeIsUp {
+    /// It is killed
+    Kill,
+    /// It is paused
+    Pause,
+}
+
+impl From<WhenTimeIsUp> for api::OnTimeout {
+    fn from(what: WhenTimeIsUp) -> Self {
+        match what {
+            WhenTimeIsUp::Kill => Self::Kill,
+            WhenTimeIsUp::Pause => Self::Pause,
+        }
+    }
 }
 
 /// Options of `bailiwick sandbox exec`.

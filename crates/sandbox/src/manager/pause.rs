@@ -31,7 +31,7 @@ impl Manager {
     pub async fn pause(&self, account: &str, id: &SandboxId) -> Result<(), SandboxError> {
         let living = self.present(account, id).await?;
         let manager = self.clone();
-        joined(tokio::spawn(async move { manager.freeze(&living, "requested").await })).await?
+        joined(tokio::spawn(async move { manager.freeze(&living, Why::Requested).await })).await?
     }
 
     /// Lets the processes of a paused sandbox go on, with its whole time to live. One that is running stays as it is.
@@ -90,7 +90,7 @@ impl Manager {
     /// Whether that was the end.
     pub(super) async fn time_is_up(&self, living: &Arc<Living>) -> bool {
         if living.record().on_timeout == OnTimeout::Pause.as_str() {
-            match self.freeze(living, "timeout").await {
+            match self.freeze(living, Why::Timeout).await {
                 // Somebody else was faster.
                 Ok(()) | Err(SandboxError::Paused) => return false,
                 Err(error) => {
@@ -102,14 +102,14 @@ impl Manager {
         true
     }
 
-    async fn freeze(&self, living: &Arc<Living>, why: &str) -> Result<(), SandboxError> {
+    async fn freeze(&self, living: &Arc<Living>, why: Why) -> Result<(), SandboxError> {
         let parts = living.parts.lock().await;
         if !living.advance(&[State::Running], State::Paused) {
             return Err(refusal(living.state()));
         }
         let end = living.end();
         living.set_end(None);
-        if let Err(error) = self.stop_processes(living, &parts).await {
+        if let Err(error) = self.stop_processes(living, &parts, why).await {
             if living.advance(&[State::Paused], State::Running) {
                 living.set_running_since(Some(Uptime::now()));
             }
@@ -120,12 +120,20 @@ impl Manager {
             }
             return Err(error);
         }
-        self.recorder(&living.record()).lifecycle("sandbox_paused", json!({ "reason": why }));
+        self.recorder(&living.record()).lifecycle("sandbox_paused", json!({ "reason": why.as_str() }));
         Ok(())
     }
 
-    async fn stop_processes(&self, living: &Living, parts: &Parts) -> Result<(), SandboxError> {
-        self.store_end_of_run(living, false).await?;
+    async fn stop_processes(&self, living: &Living, parts: &Parts, why: Why) -> Result<(), SandboxError> {
+        match (self.store_end_of_run(living, false).await, why) {
+            (Ok(()), _) => {}
+            (Err(error), Why::Requested) => return Err(error.into()),
+            // Nobody is there to ask again, and it must neither run on nor lose what it has. A daemon that is started
+            // before it could be recorded finds one whose time is up, and pauses it then.
+            (Err(error), Why::Timeout) => {
+                tracing::warn!(sandbox = %living.id, %error, "cannot record that it is paused");
+            }
+        }
         set_clock(living, Request::StopClock).await;
         let cgroups = parts.cgroups.clone();
         let frozen = blocking({
@@ -181,6 +189,24 @@ impl Manager {
             set_clock(living, Request::StartClock).await;
         }
         Ok(())
+    }
+}
+
+/// Why a sandbox is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// Somebody asked for it.
+    Requested,
+    /// Its time was up.
+    Timeout,
+}
+
+impl Why {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Timeout => "timeout",
+        }
     }
 }
 
