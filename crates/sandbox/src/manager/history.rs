@@ -13,6 +13,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tokio::time::{Instant, sleep_until};
 
 use super::{Manager, blocking, clock::Uptime, living::State};
 use crate::{cgroup::Cgroups, error::SandboxError, ids::SandboxId};
@@ -21,6 +22,11 @@ use crate::{cgroup::Cgroups, error::SandboxError, ids::SandboxId};
 pub const MEASURED_EVERY: Duration = Duration::from_secs(10);
 /// How many measurements of a sandbox are kept: those of an hour.
 pub const MEASUREMENTS: u64 = 360;
+
+/// How many sandboxes are measured one after the other, and for how long nothing is done then: many sandboxes take a
+/// little of the machine all the time, instead of much of it at once.
+const AT_ONCE: usize = 16;
+const BETWEEN: Duration = Duration::from_millis(5);
 
 /// The length of one measurement in the file.
 const SLOT: u64 = 32;
@@ -147,14 +153,21 @@ impl Manager {
     pub(super) fn keep_measuring(&self) {
         let manager = self.clone();
         tokio::spawn(async move {
+            // Not at once: the last measurement of an earlier daemon may be of the same ten seconds.
+            let mut next = Instant::now() + MEASURED_EVERY;
             loop {
                 tokio::select! {
                     () = manager.inner.stop.cancelled() => return,
-                    () = tokio::time::sleep(MEASURED_EVERY) => {}
+                    () = sleep_until(next) => {}
                 }
-                let running = manager.running();
-                // Only a panic of that, which its hook has told of.
-                let _ = blocking(move || measure(&running)).await;
+                next = Instant::now() + MEASURED_EVERY;
+                for some in manager.running().chunks(AT_ONCE) {
+                    let some = some.to_vec();
+                    if blocking(move || measure(&some)).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(BETWEEN).await;
+                }
             }
         });
     }
