@@ -78,8 +78,10 @@ impl Manager {
         let Some(living) = self.find(account, id) else {
             return self.get(account, id).await.map(drop);
         };
-        let first = self.mark_killed(&living).await?;
         let manager = self.clone();
+        let marking = (manager.clone(), Arc::clone(&living));
+        // To its end, whoever waits for it: what it has used is written with it.
+        let first = joined(tokio::spawn(async move { marking.0.mark_killed(&marking.1).await })).await??;
         tokio::spawn(async move { manager.end_marked(&living, first, Reason::Requested).await });
         Ok(())
     }

@@ -1,16 +1,18 @@
 //! How long the sandboxes of each account run.
 //!
 //! Time is measured by the machine's clock since its start, which nobody sets, and given to days by the calendar. What runs
-//! is counted from time to time, and when a run ends together with the record of that, so that each moment is counted once,
-//! whenever a daemon dies: the store has up to when all runs are counted, and each record since when its sandbox runs.
+//! is counted from time to time, and when a run ends together with the record of that. A daemon that is started later goes on
+//! where the last one was: the store has up to when all runs are counted, and each record since when its sandbox runs.
+//!
+//! Nobody waits here for a store that is slow: what could not be written is written with what comes next.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use store::{Day, Metered, MoreUsage, Store, StoreError};
-use tokio::sync::Mutex;
 
-use super::{Manager, clock::Uptime, living::Living};
+use super::{Manager, clock::Uptime, joined, living::Living};
 use crate::{error::SandboxError, process};
 
 /// How often what runs is counted. So much is lost at most when the machine loses its power.
@@ -66,14 +68,22 @@ impl Counted {
         }
     }
 
-    fn more(&self) -> Vec<MoreUsage> {
-        let more = |((account, day), more): (&(String, Day), &More)| MoreUsage {
-            account: account.clone(),
-            day: *day,
+    /// Takes what is to be written.
+    fn take(&mut self) -> Vec<MoreUsage> {
+        let more = |((account, day), more): ((String, Day), More)| MoreUsage {
+            account,
+            day,
             running_ms: u64::try_from(more.running.as_millis()).unwrap_or(u64::MAX),
             ended: more.ended,
         };
-        self.waiting.iter().map(more).collect()
+        std::mem::take(&mut self.waiting).into_iter().map(more).collect()
+    }
+
+    /// Takes back what could not be written.
+    fn give_back(&mut self, more: Vec<MoreUsage>) {
+        for MoreUsage { account, day, running_ms, ended } in more {
+            self.add(&account, day, More { running: Duration::from_millis(running_ms), ended });
+        }
     }
 }
 
@@ -95,13 +105,29 @@ fn days(span: Duration, end: Timestamp) -> Vec<(Day, Duration)> {
 }
 
 impl Manager {
-    /// Brings what the store says of usage up to now.
+    /// Brings what the store says of usage up to now, to the end even if nobody waits for it any more.
     ///
     /// # Errors
     /// When the store cannot be written to. Nothing is forgotten; the next call writes it.
     pub async fn settle_usage(&self) -> Result<(), SandboxError> {
+        let manager = self.clone();
+        Ok(joined(tokio::spawn(async move { manager.settle().await })).await??)
+    }
+
+    async fn settle(&self) -> Result<(), StoreError> {
         let meter = &self.inner.meter;
-        let mut counted = meter.counted.lock().await;
+        let (now, more) = self.count_running();
+        let metered = Metered { boot: meter.boot.clone(), uptime_ms: now.as_millis() };
+        let written = self.inner.config.store.usage().add(&more, Some(&metered), None).await;
+        if written.is_err() {
+            meter.counted.lock().give_back(more);
+        }
+        written
+    }
+
+    /// Counts what runs up to now, and gives all that is to be written.
+    fn count_running(&self) -> (Uptime, Vec<MoreUsage>) {
+        let mut counted = self.inner.meter.counted.lock();
         let (now, calendar) = (Uptime::now(), Timestamp::now());
         let living: Vec<Arc<Living>> = self.inner.living.lock().values().cloned().collect();
         for living in living {
@@ -110,15 +136,21 @@ impl Manager {
             }
         }
         counted.until = now;
-        let metered = Metered { boot: meter.boot.clone(), uptime_ms: now.as_millis() };
-        self.inner.config.store.usage().add(&counted.more(), Some(&metered), None).await?;
-        counted.waiting.clear();
-        Ok(())
+        (now, counted.take())
     }
 
     /// Writes that a sandbox does not run any more, or has ended, together with the time for which it ran.
     pub(super) async fn store_end_of_run(&self, living: &Living, ended: bool) -> Result<(), StoreError> {
-        let mut counted = self.inner.meter.counted.lock().await;
+        let more = self.count_end_of_run(living, ended);
+        let written = living.store_with(&self.inner.config.store, &more).await;
+        if written.is_err() {
+            self.inner.meter.counted.lock().give_back(more);
+        }
+        written
+    }
+
+    fn count_end_of_run(&self, living: &Living, ended: bool) -> Vec<MoreUsage> {
+        let mut counted = self.inner.meter.counted.lock();
         let record = living.record();
         if let Some(since) = living.running_since() {
             counted.add_run(&record.account, since, Uptime::now(), Timestamp::now());
@@ -128,9 +160,7 @@ impl Manager {
         if ended && record.started_at.is_some() {
             counted.add(&record.account, Day::of(record.created_at), More { ended: 1, ..More::default() });
         }
-        living.store_with(&self.inner.config.store, &counted.more()).await?;
-        counted.waiting.clear();
-        Ok(())
+        counted.take()
     }
 
     /// Counts what runs, from time to time.
@@ -183,7 +213,14 @@ mod tests {
         counted.add_run("acme", at(9000), at(16), noon);
         counted.add_run("other", at(16), at(16), noon);
         let running = |more: &MoreUsage| (more.account.clone(), more.day, more.running_ms);
-        let more: Vec<_> = counted.more().iter().map(running).collect();
-        assert_eq!(more, [("acme".to_owned(), Day(2), 9000)]);
+        let more = counted.take();
+        let expected = [("acme".to_owned(), Day(2), 9000)];
+        assert_eq!(more.iter().map(running).collect::<Vec<_>>(), expected);
+        assert_eq!(counted.take(), []);
+        // What could not be written is written with what comes next.
+        counted.give_back(more);
+        counted.add("acme", Day(2), More { ended: 1, ..More::default() });
+        let more = counted.take();
+        assert_eq!((more.iter().map(running).collect::<Vec<_>>(), more[0].ended), (expected.to_vec(), 1));
     }
 }
