@@ -38,6 +38,11 @@ def root_of(box: str) -> pathlib.Path:
     return pathlib.Path(f"/proc/{processes_of(box)[0]}/root")
 
 
+def directories(top: pathlib.Path) -> list[str]:
+    """All directories below one. Those that go meanwhile are not there."""
+    return [os.path.join(parent, name) for parent, names, _ in os.walk(top) for name in names]
+
+
 def traces(data: pathlib.Path, boxes: list[str]) -> dict[str, list[str]]:
     """What there is of these sandboxes on the machine: directories, cgroups, mounts, processes."""
 
@@ -46,9 +51,9 @@ def traces(data: pathlib.Path, boxes: list[str]) -> dict[str, list[str]]:
 
     processes = [str(process) for box in boxes for process in processes_of(box)]
     return {
-        "cgroups": [str(path) for path in pathlib.Path("/sys/fs/cgroup").rglob("sbx-*") if of_them(path.name)],
+        "cgroups": [path for path in directories(pathlib.Path("/sys/fs/cgroup")) if of_them(os.path.basename(path))],
         "mounts": [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if of_them(line)],
-        "directories": [str(path) for path in data.rglob("sbx-*") if of_them(path.name)],
+        "directories": [path for path in directories(data) if of_them(os.path.basename(path))],
         "processes": processes,
     }
 

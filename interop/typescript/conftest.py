@@ -25,6 +25,8 @@ _spec = importlib.util.spec_from_file_location("interop_conftest", _INTEROP / "c
 _interop = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_interop)
 
+import secure  # noqa: E402  (beside the conftest of the Python suite)
+
 lab = _interop.lab
 
 
@@ -74,15 +76,25 @@ class Run:
         self.output = output
 
 
+@pytest.fixture(scope="session", params=["http", "https"])
+def variables(request, tmp_path_factory):
+    """The variables of a lab: one for plain HTTP/1.1, and one with a certificate, where the client speaks HTTP/2."""
+    if request.param == "http":
+        yield request.getfixturevalue("lab").variables
+    else:
+        with secure.lab(_interop.Process, tmp_path_factory.mktemp("tls")) as there:
+            yield {**there, "NODE_EXTRA_CA_CERTS": there["BAILIWICK_LAB_CERTIFICATE"]}
+
+
 @pytest.fixture(scope="session")
-def run(lab, client, tmp_path_factory):
+def run(variables, client, tmp_path_factory):
     """One run of all files, each in a process of its own."""
     directory = tmp_path_factory.mktemp("typescript")
     report, called = directory / "report.xml", directory / "called"
     files = [path.name for path in sorted(HERE.glob("*.test.ts"))]
     command = [NODE, "--disable-warning=ExperimentalWarning", "--test", "--test-concurrency=2"]
     command += ["--test-timeout=120000", "--test-reporter=junit", f"--test-reporter-destination={report}", *files]
-    environment = {**os.environ, **lab.variables, "BAILIWICK_CALLED": str(called)}
+    environment = {**os.environ, **variables, "BAILIWICK_CALLED": str(called)}
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=400)
     results: dict[str, str | None] = {}
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):

@@ -306,6 +306,25 @@ async fn a_raw_body_over_its_limit_is_413_and_one_that_breaks_off_is_400() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_announced_as_empty_is_not_waited_for() {
+    let lab = Lab::new().await;
+    let path = format!("/sandboxes/{}/files/raw?path=/count/a", lab.sandbox().await);
+    for (path, status) in [(path.as_str(), 200), ("/sandboxes/sbx-unknown1/files/raw?path=/count/a", 404)] {
+        let endless = Body::from_stream(stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let mut empty = request("PUT", path, &lab.alice, endless);
+        empty.headers_mut().insert("content-length", 0.into());
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(5), lab.send(empty)).await.unwrap();
+        assert_eq!(answer.status.as_u16(), status, "{path}");
+    }
+    // Twin: one that is announced with a length is.
+    let endless = Body::from_stream(stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let mut some = request("PUT", &path, &lab.alice, endless);
+    some.headers_mut().insert("content-length", 1.into());
+    let waiting = tokio::time::timeout(std::time::Duration::from_millis(200), lab.send(some));
+    assert!(waiting.await.is_err());
+}
+
+#[tokio::test]
 async fn the_body_of_a_refused_upload_is_read_within_bounds_so_that_its_sender_sees_why() {
     let lab = Lab::new().await;
     let read = Arc::new(AtomicUsize::new(0));
