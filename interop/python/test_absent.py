@@ -25,8 +25,7 @@ def next_items(pages):
 def attempts(api, box, client) -> dict[str, list]:
     """One call of each method, by what it is about. `api` has the classes of one half of the client."""
     volumes, files, locks = api["Volumes"], api["Volumes"].files("vol-1"), api["Volumes"].locks("vol-1")
-    vault, account = api["VaultClient"](), api["AccountClient"]()
-    account.set_owner_id("local")
+    vault = api["VaultClient"]()
     templates, packs = api["Template"], api["GovernancePacks"]
     return {
         "snapshots": [
@@ -77,15 +76,10 @@ def attempts(api, box, client) -> dict[str, list]:
             lambda: vault.list_presets(),
         ],
         "governance packs": [lambda: packs.list(), lambda: packs.get("owasp-llm-top10")],
-        "accounts over the API": [
-            lambda: account.get_usage(),
-            lambda: account.get_daily_usage(),
-            lambda: account.get_overview(),
-        ],
     }
 
 
-CLASSES = ["AccountClient", "GovernancePacks", "Sandbox", "SnapshotPaginator", "Template", "VaultClient", "Volumes"]
+CLASSES = ["GovernancePacks", "Sandbox", "SnapshotPaginator", "Template", "VaultClient", "Volumes"]
 SYNCHRONOUS = {name: getattr(declaw, name) for name in CLASSES}
 ASYNCHRONOUS = {name: getattr(declaw, f"Async{name}") for name in CLASSES}
 

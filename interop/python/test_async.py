@@ -268,9 +268,16 @@ async def test_each_answer_has_its_class_of_error(create):
 @asynchronous
 async def test_an_account_is_its_keys_and_nobody_elses(create):
     async with declaw.AsyncAccountClient() as client:
-        account = await client.get_account("local")
+        client.set_owner_id("local")
+        account = await client.get_account()
         assert account.owner_id == "local"
         assert (await client.get_wallet()).balance_micros == 0
+        used = await create()
+        await used.run_command("true")
+        overview = await client.get_overview()
+        assert (overview.owner_id, overview.active_sandboxes >= 1) == ("local", True)
+        assert (await client.get_usage()).total_cost_micros == 0
+        assert (await client.get_daily_usage())[-1].total_cost_micros == 0
         assert await client.list_deposits() == {"deposits": [], "total": 0, "has_more": False}
         with pytest.raises(declaw.AuthenticationException, match="HTTP 403"):
             await client.get_account("somebody-else")
