@@ -175,7 +175,7 @@ def test_pages_have_each_sandbox_once_while_others_come_and_go(lab, sandbox):
     status, second = lab.request("GET", f"/sandboxes?metadata[pages]={label['pages']}&limit=3&offset=3")
     token = Sandbox.list(SandboxQuery(metadata=label), limit=3, next_token=first["next_token"])
     assert token["sandboxes"] == second["sandboxes"] and len(second["sandboxes"]) == 3
-    for bad in ("3", "x", first["next_token"] + "0", first["next_token"][:-1] + "_", "s1.-.sbx-0"):
+    for bad in ("3", "x", first["next_token"] + ".", first["next_token"][:-1] + "_", "s1.-.sbx-0"):
         with pytest.raises(InvalidArgumentException) as refused:
             Sandbox.list(next_token=bad)
         assert "next_token" in str(refused.value)

@@ -96,6 +96,8 @@ def run(variables, client, tmp_path_factory):
     command += ["--test-timeout=120000", "--test-reporter=junit", f"--test-reporter-destination={report}", *files]
     environment = {**os.environ, **variables, "BAILIWICK_CALLED": str(called)}
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=400)
+    if not report.exists() or not called.exists():
+        pytest.fail(f"the suite did not run: {done.stdout}{done.stderr}", pytrace=False)
     results: dict[str, str | None] = {}
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
         failure = case.find("failure")
