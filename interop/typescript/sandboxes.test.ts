@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { ConnectionConfig, NotFoundError, Sandbox, SandboxError, SandboxPaginator, SandboxState, getSharedClient } from "@declaw/sdk";
+import { ConflictError, ConnectionConfig, NotFoundError, Sandbox, SandboxError, SandboxPaginator, SandboxState, getSharedClient } from "@declaw/sdk";
 
 import { eventually, refused, sandbox } from "./support.ts";
 
@@ -144,4 +144,19 @@ test("a service inside is reached at its address with the key and only if the po
   assert.equal((await fetch(`${open.getHost(3000)}/a%20file`)).status, 401);
   assert.equal((await fetch(`${shut.getHost(3000)}/a%20file`, { headers })).status, 403);
   assert.equal((await fetch(`${open.getMcpUrl()}`, { headers })).status, 502);
+});
+
+test("a sandbox whose time is up pauses if that was asked for and wakes by itself only if that was too", async () => {
+  const boxes = await Promise.all([true, false].map((autoResume) => sandbox({ timeout: 600, lifecycle: { onTimeout: "pause", autoResume } })));
+  for (const box of boxes) {
+    await box.files.write("/tmp/kept", "kept");
+    await box.setTimeout(1);
+    await eventually("it is paused", async () => (await box.getInfo()).state === SandboxState.Paused);
+  }
+  const [wakes, sleeps] = boxes;
+  assert.equal(await wakes?.files.read("/tmp/kept"), "kept");
+  await refused(sleeps?.files.read("/tmp/kept") ?? assert.fail(), ConflictError, /^HTTP 409: .*paused/);
+  await sleeps?.setTimeout(600);
+  await sleeps?.resume();
+  assert.equal(await sleeps?.files.read("/tmp/kept"), "kept");
 });
