@@ -16,7 +16,7 @@ VENV := $(CURDIR)/target/venv
 PATIENCE ?= 20
 
 PYTEST = BAILIWICK_XTASK=$(DEBUG)/xtask BAILIWICK_TEST_TEMPLATES=$(TEMPLATES) BAILIWICK_TEST_PATIENCE=$(PATIENCE) \
-	$(VENV)/bin/python -m pytest -q -rs
+	$(VENV)/bin/python -m pytest -q -rfEs
 
 .PHONY: help demo build test check unit fuzz fuzz-short interop attacks bench templates deps clean
 
