@@ -102,7 +102,7 @@ pub struct StdinData {
 
 /// A piece of a command's output, as an event of its stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct StreamedOutput {
+pub struct StreamedOutput<'a> {
     /// `stdout` or `stderr`.
     #[serde(rename = "type")]
     pub kind: &'static str,
@@ -110,5 +110,5 @@ pub struct StreamedOutput {
     pub stream: &'static str,
     /// Text: a line with its line feed, or a part of a line. For clients that put line feeds between the pieces
     /// themselves (`python-httpx`) it is always a line without its line feed.
-    pub data: String,
+    pub data: &'a str,
 }

@@ -5,7 +5,7 @@
 //! character that Unicode calls a line separator for the end of a line, so JSON has those escaped. Nothing is
 //! compressed, and each part is sent as soon as it is there.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, io, time::Duration};
 
 use axum::{
     body::Body,
@@ -15,6 +15,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
+use serde_json::ser::{Formatter, Serializer};
 use tokio_util::sync::CancellationToken;
 
 /// How long nothing may be sent before a comment is: readers give up after 60 seconds of silence, some proxies
@@ -88,19 +89,37 @@ pub(crate) fn comment(to: &mut Vec<u8>, text: &str) {
 
 /// Appends an event.
 pub(crate) fn event(to: &mut Vec<u8>, name: &str, data: &impl Serialize) {
-    let json = serde_json::to_string(data).expect("strings and numbers are always JSON");
     to.extend_from_slice(b"event: ");
     to.extend_from_slice(name.as_bytes());
     to.extend_from_slice(b"\ndata: ");
-    for character in json.chars() {
-        match character {
-            '\u{85}' => to.extend_from_slice(b"\\u0085"),
-            '\u{2028}' => to.extend_from_slice(b"\\u2028"),
-            '\u{2029}' => to.extend_from_slice(b"\\u2029"),
-            other => to.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes()),
-        }
-    }
+    let mut json = Serializer::with_formatter(&mut *to, OneLine);
+    data.serialize(&mut json).expect("strings and numbers are always JSON");
     to.extend_from_slice(b"\n\n");
+}
+
+/// JSON that no reader takes for several lines.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn write_string_fragment<W: io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while !rest.is_ascii()
+            && let Some(at) = rest.find(['\u{85}', '\u{2028}', '\u{2029}'])
+        {
+            let (before, separator) = rest.split_at(at);
+            writer.write_all(before.as_bytes())?;
+            let mut characters = separator.chars();
+            if let Some(character) = characters.next() {
+                write!(writer, "\\u{:04x}", u32::from(character))?;
+            }
+            rest = characters.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
 }
 
 #[cfg(test)]

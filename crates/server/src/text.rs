@@ -1,5 +1,7 @@
 //! Output of a program as text, in pieces: what arrives is cut anywhere, a character may not be.
 
+use memchr::{memchr, memrchr};
+
 /// How readers put the pieces together again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Joined {
@@ -29,43 +31,46 @@ impl Text {
     }
 
     /// Takes what arrived, and gives the pieces that are complete. What is not UTF-8 is replaced.
-    pub(crate) fn push(&mut self, data: &[u8]) -> Vec<String> {
-        self.held.extend_from_slice(data);
-        let mut pieces = Vec::new();
-        let mut rest = self.held.as_slice();
-        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-            let end = if pieces.len() < MOST_LINES {
-                end
-            } else {
-                rest.iter().rposition(|&byte| byte == b'\n').unwrap_or(end)
-            };
+    pub(crate) fn push(&mut self, data: &[u8], mut give: impl FnMut(&str)) {
+        let mut held = std::mem::take(&mut self.held);
+        let mut rest = if held.is_empty() {
+            data
+        } else {
+            held.extend_from_slice(data);
+            &held
+        };
+        let mut pieces = 0;
+        while let Some(end) = memchr(b'\n', rest) {
+            let end = if pieces < MOST_LINES { end } else { memrchr(b'\n', rest).unwrap_or(end) };
             let (lines, after) = rest.split_at(end + 1);
-            pieces.push(self.piece(lines));
+            self.piece(lines, &mut give);
+            pieces += 1;
             rest = after;
         }
         if self.joined == Joined::Exactly || rest.len() > LONGEST_LINE {
             let (whole, part) = rest.split_at(rest.len() - unfinished(rest));
             if !whole.is_empty() {
-                pieces.push(self.piece(whole));
+                self.piece(whole, &mut give);
             }
             rest = part;
         }
         self.held = rest.to_vec();
-        pieces
     }
 
-    /// What is left when the program has ended.
-    pub(crate) fn end(&mut self) -> Option<String> {
+    /// Gives what is left when the program has ended.
+    pub(crate) fn end(&mut self, mut give: impl FnMut(&str)) {
         let held = std::mem::take(&mut self.held);
-        (!held.is_empty()).then(|| self.piece(&held))
+        if !held.is_empty() {
+            self.piece(&held, &mut give);
+        }
     }
 
-    fn piece(&self, bytes: &[u8]) -> String {
+    fn piece(&self, bytes: &[u8], give: &mut impl FnMut(&str)) {
         let bytes = match self.joined {
             Joined::Exactly => bytes,
             Joined::WithLineFeeds => bytes.strip_suffix(b"\n").unwrap_or(bytes),
         };
-        String::from_utf8_lossy(bytes).into_owned()
+        give(&String::from_utf8_lossy(bytes));
     }
 }
 
@@ -81,9 +86,11 @@ mod tests {
     use super::*;
 
     fn pieces(joined: Joined, parts: &[&[u8]]) -> Vec<String> {
-        let mut text = Text::new(joined);
-        let mut all: Vec<String> = parts.iter().flat_map(|part| text.push(part)).collect();
-        all.extend(text.end());
+        let (mut text, mut all) = (Text::new(joined), Vec::new());
+        for part in parts {
+            text.push(part, |piece| all.push(piece.to_owned()));
+        }
+        text.end(|piece| all.push(piece.to_owned()));
         all
     }
 
@@ -127,9 +134,10 @@ mod tests {
         let mut text = Text::new(Joined::WithLineFeeds);
         let mut given = 0;
         for _ in 0..100 {
-            given += text.push(&[b'x'; 64 << 10]).iter().map(String::len).sum::<usize>();
+            text.push(&[b'x'; 64 << 10], |piece| given += piece.len());
             assert!(text.held.len() <= LONGEST_LINE);
         }
-        assert_eq!(given + text.end().map_or(0, |rest| rest.len()), 100 * (64 << 10));
+        text.end(|piece| given += piece.len());
+        assert_eq!(given, 100 * (64 << 10));
     }
 }

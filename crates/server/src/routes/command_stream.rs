@@ -38,7 +38,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
     post, path = "/sandboxes/{id}/commands/stream", tag = "commands", request_body = RunCommand,
     params(("id" = String, Path, description = "The sandbox")),
     responses(
-        (status = 200, description = "The events", body = StreamedOutput, content_type = "text/event-stream"),
+        (status = 200, description = "The events", body = StreamedOutput<'static>, content_type = "text/event-stream"),
         (status = 400, description = "A field is wrong; the message names it", body = ErrorBody),
         (status = 404, description = "No such sandbox in this account", body = ErrorBody),
         (status = 409, description = "The sandbox is paused", body = ErrorBody),
@@ -107,26 +107,24 @@ impl Writer {
     fn take(&mut self, event: Option<Result<CommandEvent, SandboxError>>) -> bool {
         let end = match event {
             Some(Ok(CommandEvent::Stdout(data))) => {
-                let pieces = self.stdout.push(&data);
-                self.output("stdout", pieces);
+                self.make_room(data.len());
+                self.stdout.push(&data, |piece| output(&mut self.written, "stdout", piece));
                 return true;
             }
             Some(Ok(CommandEvent::Stderr(data))) => {
-                let pieces = self.stderr.push(&data);
-                self.output("stderr", pieces);
+                self.make_room(data.len());
+                self.stderr.push(&data, |piece| output(&mut self.written, "stderr", piece));
                 return true;
             }
             Some(Ok(CommandEvent::Exit(exit))) => Ok(exit),
             Some(Err(error)) => Err(ApiError::from(error).message),
             None => Err("the command's output broke off".to_owned()),
         };
-        let rest = self.stdout.end();
-        self.output("stdout", rest);
-        let rest = self.stderr.end();
-        self.output("stderr", rest);
+        self.stdout.end(|piece| output(&mut self.written, "stdout", piece));
+        self.stderr.end(|piece| output(&mut self.written, "stderr", piece));
         let exit_code = match end {
             Ok(exit) if exit.timed_out => {
-                self.output("stderr", ["timeout".to_owned()]);
+                output(&mut self.written, "stderr", "timeout");
                 TIMED_OUT
             }
             Ok(exit) => exit.exit_code,
@@ -139,9 +137,12 @@ impl Writer {
         false
     }
 
-    fn output(&mut self, stream: &'static str, pieces: impl IntoIterator<Item = String>) {
-        for data in pieces {
-            sse::event(&mut self.written, "output", &StreamedOutput { kind: stream, stream, data });
-        }
+    /// For so many bytes of output, in lines of usual length.
+    fn make_room(&mut self, length: usize) {
+        self.written.reserve(length.saturating_add(length / 8).saturating_add(1 << 10));
     }
+}
+
+fn output(to: &mut Vec<u8>, stream: &'static str, data: &str) {
+    sse::event(to, "output", &StreamedOutput { kind: stream, stream, data });
 }
