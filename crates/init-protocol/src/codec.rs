@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::MAX_FRAME;
+use crate::{MAX_CHUNK, MAX_FRAME};
 
 /// Length of the length.
 const HEADER: usize = 4;
@@ -132,9 +132,12 @@ impl FrameBuffer {
     }
 }
 
-/// Reads until `length` bytes are there or the stream ends. Memory grows with what arrives, not with what was
-/// announced.
+/// How much memory there is for what was announced; for more it grows with what arrives.
+const AT_ONCE: usize = MAX_CHUNK + 64;
+
+/// Reads until `length` bytes are there or the stream ends.
 fn read_up_to(from: &mut impl Read, length: usize, into: &mut Vec<u8>) -> io::Result<()> {
+    into.reserve_exact(length.min(AT_ONCE));
     from.take(length as u64).read_to_end(into).map(|_| ())
 }
 
