@@ -73,6 +73,16 @@ pub struct CommandStarted {
     pub pid: u32,
 }
 
+/// What running a command answers: how it ended, or, of one in the background, that it was started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum CommandRun {
+    /// It ended.
+    Exit(CommandExit),
+    /// It runs in the background.
+    Started(CommandStarted),
+}
+
 /// A running command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Command {
@@ -111,4 +121,18 @@ pub struct StreamedOutput<'a> {
     /// Text: a line with its line feed, or a part of a line. For clients that put line feeds between the pieces
     /// themselves (`python-httpx`) it is always a line without its line feed.
     pub data: &'a str,
+}
+
+/// How a command ended whose output was sent while it ran, as the last event of its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct StreamExit {
+    /// Its exit code; 128 plus the signal's number if a signal ended it, 124 if its time was over.
+    pub exit_code: i32,
+}
+
+/// Why a stream could not go on, as an event before its `exit`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct StreamFailure {
+    /// The reason, for people.
+    pub error: String,
 }

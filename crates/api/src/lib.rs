@@ -28,7 +28,10 @@ pub use account::{
     Deposits, InvalidAccountName, InvalidKeyName, KeyName, Me, TIER, Wallet,
 };
 pub use audit::{AuditEvent, AuditPage, AuditRule};
-pub use command::{Command, CommandExit, CommandStarted, Killed, RunCommand, StdinData, StreamedOutput};
+pub use command::{
+    Command, CommandExit, CommandRun, CommandStarted, Killed, RunCommand, StdinData, StreamExit,
+    StreamFailure, StreamedOutput,
+};
 pub use error::{ErrorBody, FieldError, code};
 pub use file::{
     DirectoryChange, Entry, EntryKind, Exists, MadeDirectory, MakeDirectory, Removed, Rename, WatchDirectory,

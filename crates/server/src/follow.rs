@@ -1,12 +1,11 @@
 //! What happens in a session as a stream of events.
 
-use api::OutputPiece;
+use api::{OutputPiece, StreamExit};
 use axum::response::Response;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use sandbox::{OutputStream, SessionEvent};
-use serde_json::json;
 
 use crate::{error::ApiError, sandboxes::SessionEvents, sse};
 
@@ -41,7 +40,7 @@ pub(crate) fn respond(events: SessionEvents, form: Form, after: u64) -> Response
                 Some((events, id))
             }
             Ok(SessionEvent::Exit(exit)) => {
-                sse::event(&mut part, "exit", &json!({ "exit_code": exit.exit_code }));
+                sse::event(&mut part, "exit", &StreamExit { exit_code: exit.exit_code });
                 None
             }
             Err(error) => {

@@ -382,6 +382,42 @@ async fn the_document_has_every_route_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn every_operation_in_the_document_has_a_name_of_its_own() {
+    let document = serde_json::to_value(server::openapi()).unwrap();
+    let items = document["paths"].as_object().unwrap().values();
+    let mut names: Vec<_> = items
+        .flat_map(|item| item.as_object().unwrap().values())
+        .map(|operation| operation["operationId"].as_str().unwrap())
+        .collect();
+    names.sort_unstable();
+    let all = names.len();
+    names.dedup();
+    assert_eq!(names.len(), all, "{names:?}");
+    let is_plain = |name: &&str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    assert!(names.iter().all(is_plain), "{names:?}");
+}
+
+#[tokio::test]
+async fn the_document_has_the_events_of_every_stream() {
+    let document = serde_json::to_value(server::openapi()).unwrap();
+    let mut streams = 0;
+    for operation in
+        document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values())
+    {
+        let Some(stream) = operation["responses"]["200"]["content"].get("text/event-stream") else {
+            continue;
+        };
+        for event in stream["schema"]["oneOf"].as_array().unwrap() {
+            assert_eq!(event["required"], json!(["event", "data"]));
+            assert_eq!(event["properties"]["data"]["contentMediaType"], "application/json");
+            assert!(event["properties"]["data"]["contentSchema"]["$ref"].is_string(), "{event}");
+        }
+        streams += 1;
+    }
+    assert_eq!(streams, 4);
+}
+
+#[tokio::test]
 async fn every_reference_in_the_document_leads_somewhere() {
     let text = server::openapi().to_json().unwrap();
     let document: serde_json::Value = serde_json::from_str(&text).unwrap();

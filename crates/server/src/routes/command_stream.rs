@@ -1,6 +1,6 @@
 //! A command whose output is sent while it runs.
 
-use api::{ErrorBody, RunCommand, StreamedOutput};
+use api::{ErrorBody, RunCommand, StreamExit, StreamFailure, StreamedOutput};
 use axum::{
     extract::State,
     http::{HeaderMap, header},
@@ -9,7 +9,6 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use sandbox::{CommandEvent, SandboxError};
-use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::commands::{self, TIMED_OUT};
@@ -129,11 +128,11 @@ impl Writer {
             }
             Ok(exit) => exit.exit_code,
             Err(error) => {
-                sse::event(&mut self.written, "error", &json!({ "error": error }));
+                sse::event(&mut self.written, "error", &StreamFailure { error });
                 1
             }
         };
-        sse::event(&mut self.written, "exit", &json!({ "exit_code": exit_code }));
+        sse::event(&mut self.written, "exit", &StreamExit { exit_code });
         false
     }
 

@@ -1,6 +1,8 @@
 //! Commands in a sandbox.
 
-use api::{Acknowledged, Command, CommandExit, CommandStarted, ErrorBody, Killed, RunCommand, StdinData};
+use api::{
+    Acknowledged, Command, CommandExit, CommandRun, CommandStarted, ErrorBody, Killed, RunCommand, StdinData,
+};
 use axum::{
     Json,
     extract::State,
@@ -39,7 +41,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
     post, path = "/sandboxes/{id}/commands", tag = "commands", request_body = RunCommand,
     params(("id" = String, Path, description = "The sandbox")),
     responses(
-        (status = 200, description = "How it ended; for a command in the background `CommandStarted`", body = CommandExit),
+        (status = 200, description = "How it ended, or that it was started in the background", body = CommandRun),
         (status = 400, description = "A field is wrong; the message names it", body = ErrorBody),
         (status = 404, description = "No such sandbox in this account", body = ErrorBody),
         (status = 409, description = "The sandbox is paused", body = ErrorBody),
@@ -58,7 +60,7 @@ async fn run(
     let exec = exec(command);
     if background {
         let pid = app.sandboxes.spawn(&caller.account, &id, exec).await?;
-        return Ok(Json(CommandStarted { pid }).into_response());
+        return Ok(Json(CommandRun::Started(CommandStarted { pid })).into_response());
     }
     late::respond(async move { Ok(exit(app.sandboxes.exec(&caller.account, &id, exec).await?)) }).await
 }

@@ -4,6 +4,7 @@ mod accounts;
 mod audit;
 mod command_stream;
 mod commands;
+mod events;
 mod files;
 mod meta;
 mod metrics;
@@ -18,7 +19,7 @@ mod watch;
 
 use std::any::Any;
 
-use api::{CommandStarted, ErrorBody};
+use api::{ErrorBody, StreamExit, StreamFailure};
 use axum::{
     Router,
     http::{Method, StatusCode, Uri},
@@ -76,6 +77,7 @@ fn parts() -> (Router<App>, Router<App>, OpenApi) {
         .merge(usage::routes())
         .split_for_parts();
     statuses::complete(&mut openapi);
+    events::describe(&mut openapi);
     openapi.merge(public_document);
     (public, private, openapi)
 }
@@ -90,7 +92,8 @@ fn document() -> OpenApi {
         .security_scheme("bearer", bearer)
         .security_scheme("header", header)
         .schema_from::<ErrorBody>()
-        .schema_from::<CommandStarted>()
+        .schema_from::<StreamExit>()
+        .schema_from::<StreamFailure>()
         .build();
     let none: [&str; 0] = [];
     OpenApiBuilder::new()

@@ -95,7 +95,7 @@ fn port_number(text: &str) -> Result<NonZeroU16, ApiError> {
     get, path = "/sandboxes/{id}/ports/{port}", tag = "ports",
     params(
         ("id" = String, Path, description = "The sandbox"),
-        ("port" = u16, Path, minimum = 1, description = "The port"),
+        ("port" = u16, Path, minimum = 1, maximum = 65535, description = "The port"),
     ),
     responses(
         (status = "default", description = "What the program inside answers"),

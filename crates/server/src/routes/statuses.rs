@@ -32,6 +32,7 @@ const ASKED: [&str; 4] = ["commands", "files", "pty", "stdio"];
 pub(super) fn complete(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
         for operation in operations(item) {
+            name(operation);
             ALWAYS.into_iter().for_each(|status| add(operation, status));
             if operation.request_body.is_some() {
                 WITH_BODY.into_iter().for_each(|status| add(operation, status));
@@ -53,9 +54,16 @@ pub(super) fn complete(document: &mut OpenApi) {
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     let PathItem { get, put, post, delete, options, head, patch, .. } = item;
     [get, put, post, delete, options, head, patch].into_iter().flatten()
+}
+
+/// Names an operation by what it is about too: the same is done with several things, and names must be unique.
+fn name(operation: &mut Operation) {
+    if let (Some(id), Some(about)) = (&mut operation.operation_id, operation.tags.iter().flatten().next()) {
+        *id = format!("{about}_{id}");
+    }
 }
 
 fn add(operation: &mut Operation, (status, description): (u16, &str)) {

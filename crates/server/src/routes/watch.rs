@@ -34,7 +34,10 @@ pub(super) fn routes() -> OpenApiRouter<App> {
     post, path = "/sandboxes/{id}/files/watch", tag = "files", request_body = WatchDirectory,
     params(("id" = String, Path, description = "The sandbox")),
     responses(
-        (status = 200, description = "The events", body = DirectoryChange, content_type = "text/event-stream"),
+        (status = 200, description = "The events, or that it can be watched", content(
+            (DirectoryChange = "text/event-stream"),
+            (Acknowledged = "application/json"),
+        )),
         (status = 400, description = "No directory, or a field is wrong", body = ErrorBody),
         (status = 404, description = "No such sandbox, or nothing there", body = ErrorBody),
         (status = 413, description = "More than 4096 directories", body = ErrorBody),
