@@ -1,9 +1,11 @@
-//! `cargo xtask gen`: the reference pages that are made from the code.
+//! `cargo xtask gen`: the pages that are made from the code, or from a table that tests use, too.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+
+use crate::compatibility;
 
 /// The pages below docs/reference, and what the built program calls them.
 const PAGES: [(&str, &str); 2] = [("cli.md", "cli"), ("openapi.json", "openapi")];
@@ -35,6 +37,7 @@ pub(crate) fn run(root: &Path, args: &GenerateArgs) -> Result<()> {
         let text = with_section(&page, &String::from_utf8(generated(section)?)?);
         wanted.push((file.to_owned(), text.with_context(|| format!("in {file}"))?.into_bytes()));
     }
+    wanted.push(("docs/compatibility.md".to_owned(), compatibility::page(root)?.into_bytes()));
     let mut stale = Vec::new();
     for (file, text) in wanted {
         let path = root.join(&file);
@@ -48,7 +51,7 @@ pub(crate) fn run(root: &Path, args: &GenerateArgs) -> Result<()> {
         }
     }
     if !stale.is_empty() {
-        bail!("not what the code says: {}; run `cargo xtask gen` and commit", stale.join(", "));
+        bail!("not what the code or the table says: {}; run `cargo xtask gen` and commit", stale.join(", "));
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Developer commands: `cargo xtask <command>`.
 
+mod compatibility;
 mod demo;
 mod generate;
 mod lab;
@@ -26,7 +27,7 @@ enum Command {
     /// Namespaced laboratories: a small internet with the built daemon in it.
     #[command(subcommand)]
     Lab(lab::LabCommand),
-    /// Write docs/reference from the code, or check it.
+    /// Write docs/reference and docs/compatibility.md from the code and from interop/compatibility.toml, or check them.
     Gen(generate::GenerateArgs),
     /// Lock a sandbox to one host, try to get out, and show what decided.
     Demo(demo::DemoArgs),
