@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Size of a terminal, in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PtySize {
     /// Characters in a line, 1 to 4096.
     #[schema(minimum = 1, maximum = 4096)]

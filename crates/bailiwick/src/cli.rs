@@ -14,7 +14,8 @@ pub(crate) use self::{
     mcp::McpArgs,
     policy::{ExplainArgs, GetPolicyArgs, PolicyCommand, PolicySource, RatchetArgs, SetPolicyArgs},
     sandbox::{
-        CopyArgs, CreateArgs, ExecArgs, IdsArgs, LogsArgs, LsArgs, SandboxArgs, SandboxCommand, TimeoutArgs,
+        CopyArgs, CreateArgs, ExecArgs, IdsArgs, LogsArgs, LsArgs, SandboxArgs, SandboxCommand, ShellArgs,
+        TimeoutArgs,
     },
 };
 use crate::config::{DataArgs, ServeArgs};
@@ -82,6 +83,14 @@ pub(crate) enum Command {
     Completion {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Print the manual page of this program, or write those of all commands
+    ///
+    /// `bailiwick man ~/.local/share/man/man1` puts them where man(1) finds them: `man bailiwick-sandbox-exec`.
+    Man {
+        /// Directory to write the pages of all commands to; made if it is not there [default: print that of the program]
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
     },
 }
 

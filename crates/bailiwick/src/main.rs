@@ -13,6 +13,7 @@ mod gc;
 mod keys;
 mod limits;
 mod logging;
+mod manual;
 mod mcp;
 mod node;
 mod policies;
@@ -60,7 +61,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
         Command::Policy(PolicyCommand::Get(args)) => block_on(policies::get(args)),
         Command::Policy(PolicyCommand::Set(args)) => block_on(policies::set(args)),
         Command::Policy(PolicyCommand::Ratchet(args)) => block_on(policies::ratchet(args)),
-        Command::Sandbox(args) => block_on(sandboxes::run(args)),
+        Command::Sandbox(args) => sandboxes::run(args),
         Command::Mcp(args) => mcp::run(args),
         Command::Selftest(args) => selftest_run::run(&cli.data, args),
         Command::SelftestProbe => selftest::serve_probe().map(|()| exit::OK),
@@ -73,6 +74,7 @@ fn dispatch(cli: &Cli) -> Result<u8> {
             clap_complete::generate(*shell, &mut Cli::command(), "bailiwick", &mut std::io::stdout());
             Ok(exit::OK)
         }
+        Command::Man { directory } => manual::run(directory.as_deref()),
     }
 }
 

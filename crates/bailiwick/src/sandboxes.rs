@@ -3,6 +3,7 @@
 mod copy;
 mod exec;
 mod logs;
+mod shell;
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,15 @@ use crate::{
 };
 
 /// Runs one of the commands.
-pub(crate) async fn run(args: &SandboxArgs) -> Result<u8> {
+pub(crate) fn run(args: &SandboxArgs) -> Result<u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(dispatch(args));
+    // A terminal that takes no output must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(args: &SandboxArgs) -> Result<u8> {
     let connect = || remote::client(&args.api);
     match &args.command {
         SandboxCommand::Ls(args) => list(&connect()?, args).await,
@@ -31,6 +40,7 @@ pub(crate) async fn run(args: &SandboxArgs) -> Result<u8> {
             create(&connect()?, &sandbox, args.json).await
         }
         SandboxCommand::Exec(args) => exec::run(connect, args).await,
+        SandboxCommand::Shell(args) => shell::run(connect, args).await,
         SandboxCommand::Cp(args) => copy::run(connect, args).await,
         SandboxCommand::Kill(args) => kill(&connect()?, args).await,
         SandboxCommand::Pause(args) => {

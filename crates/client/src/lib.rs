@@ -10,6 +10,7 @@ mod files;
 mod http;
 mod sandboxes;
 mod sessions;
+mod terminals;
 
 use std::path::Path;
 
@@ -19,6 +20,7 @@ pub use endpoint::{DEFAULT_URL, Endpoint};
 pub use error::ClientError;
 pub use sandboxes::{EventFilter, NewCommand, NewSandbox};
 pub use sessions::{SessionEvent, SessionEvents};
+pub use terminals::NewTerminal;
 
 /// A client of one server, with one key.
 #[derive(Clone, Debug)]

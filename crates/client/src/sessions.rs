@@ -1,4 +1,4 @@
-//! Commands with pipes, whose output is followed while they run.
+//! Commands with pipes, whose output is followed while they run, and what comes of any session.
 
 use std::collections::VecDeque;
 
@@ -6,7 +6,7 @@ use api::{Acknowledged, Killed, OutputPiece, StdioStarted};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::BytesMut;
 use http_body_util::BodyExt;
-use hyper::{Method, body::Incoming};
+use hyper::{Method, Response, body::Incoming};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -18,7 +18,7 @@ const LONGEST_LINE: usize = 8 << 20;
 /// What happens in a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionEvent {
-    /// It has written to its standard output.
+    /// It has written to its standard output; or its terminal, if it has one, shows this.
     Stdout(Vec<u8>),
     /// It has written to its standard error.
     Stderr(Vec<u8>),
@@ -54,12 +54,7 @@ impl Client {
     ) -> Result<SessionEvents, ClientError> {
         let path = stdio(id, command, &format!("/stream?last_entry_id={after}"))?;
         let response = self.send(Method::GET, &path, Content::none()).await?;
-        Ok(SessionEvents {
-            client: self.clone(),
-            body: response.into_body(),
-            parser: Parser::default(),
-            last: after,
-        })
+        Ok(SessionEvents::new(self, response, after))
     }
 
     /// Writes to the standard input of such a command.
@@ -92,6 +87,10 @@ fn stdio(id: &str, command: &str, rest: &str) -> Result<String, ClientError> {
 }
 
 impl SessionEvents {
+    pub(crate) fn new(client: &Client, response: Response<Incoming>, after: u64) -> Self {
+        Self { client: client.clone(), body: response.into_body(), parser: Parser::default(), last: after }
+    }
+
     /// What happens next; `None` when the stream ends without the end of the command: the daemon stops, or has lost it.
     /// It can be followed again from [`Self::last`].
     ///
@@ -163,7 +162,8 @@ fn event(name: &str, data: &str) -> Result<Option<(SessionEvent, Option<u64>)>, 
         Ok::<_, String>((bytes, piece.entry_id))
     };
     Ok(match name {
-        "stdout" => Some(output()?).map(|(bytes, number)| (SessionEvent::Stdout(bytes), number)),
+        // What terminals show is "data".
+        "stdout" | "data" => Some(output()?).map(|(bytes, number)| (SessionEvent::Stdout(bytes), number)),
         "stderr" => Some(output()?).map(|(bytes, number)| (SessionEvent::Stderr(bytes), number)),
         "exit" => {
             let Exit { exit_code } = serde_json::from_str(data).map_err(|error| error.to_string())?;
@@ -181,11 +181,13 @@ mod tests {
     #[test]
     fn events_are_read_however_they_are_cut_into_pieces() {
         let text = b": hello\n\nevent: stdout\ndata: {\"data\":\"b25l\",\"entry_id\":1}\n\nevent: stderr\n\
-            data: {\"data\":\"/wA=\",\"entry_id\":3}\n\nevent: later\ndata: {}\n\n: ping\n\nevent: exit\n\
+            data: {\"data\":\"/wA=\",\"entry_id\":3}\n\nevent: later\ndata: {}\n\n: ping\n\n\
+            event: data\ndata: {\"data\":\"JCA=\"}\n\nevent: exit\n\
             data: {\"exit_code\":7}\n\n";
         let expected = [
             (SessionEvent::Stdout(b"one".to_vec()), Some(1)),
             (SessionEvent::Stderr(vec![0xff, 0]), Some(3)),
+            (SessionEvent::Stdout(b"$ ".to_vec()), None),
             (SessionEvent::Exit(7), None),
         ];
         for size in 1..=text.len() {

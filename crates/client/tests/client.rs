@@ -8,8 +8,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use api::PtySize;
 use bytes::Bytes;
-use client::{Client, ClientError, Endpoint, EventFilter, NewCommand, NewSandbox};
+use client::{Client, ClientError, Endpoint, EventFilter, NewCommand, NewSandbox, NewTerminal, SessionEvent};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -153,6 +154,47 @@ async fn an_id_that_would_lead_elsewhere_is_refused_before_anything_is_sent() {
     client.get("sbx-1").await.unwrap();
     let wrong = Client::new(client.endpoint().clone(), Some(SecretString::from("a\nb")), None);
     assert!(matches!(wrong, Err(ClientError::Key)));
+}
+
+#[tokio::test]
+async fn a_terminal_is_opened_watched_used_and_killed() {
+    let shown = "event: data\ndata: {\"data\":\"JCA=\"}\n\nevent: exit\ndata: {\"exit_code\":7}\n\n";
+    let (script, client) = Script::start(&[
+        (200, r#"{"pid":12}"#),
+        (200, shown),
+        (200, r#"{"ok":true}"#),
+        (200, r#"{"ok":true}"#),
+        (200, r#"{"killed":false}"#),
+    ])
+    .await;
+    let size = PtySize { cols: 100, rows: 40 };
+    let wanted = NewTerminal { size: Some(size), user: Some("root".to_owned()), ..NewTerminal::default() };
+    let number = client.open_terminal("sbx-1", &wanted).await.unwrap();
+    let mut events = client.watch_terminal("sbx-1", number).await.unwrap();
+    assert_eq!(events.next().await.unwrap(), Some(SessionEvent::Stdout(b"$ ".to_vec())));
+    assert_eq!(events.next().await.unwrap(), Some(SessionEvent::Exit(7)));
+    assert_eq!(events.next().await.unwrap(), None);
+    client.type_into_terminal("sbx-1", number, "ü\u{3}").await.unwrap();
+    client.resize_terminal("sbx-1", number, size).await.unwrap();
+    assert!(!client.kill_terminal("sbx-1", number).await.unwrap());
+    assert!(matches!(client.kill_terminal("../x", number).await, Err(ClientError::Id(_))));
+
+    let asked = script.asked();
+    let lines: Vec<_> = asked.iter().map(|asked| asked.line.as_str()).collect();
+    assert_eq!(
+        lines,
+        [
+            "POST /sandboxes/sbx-1/pty",
+            "GET /sandboxes/sbx-1/pty/12/stream",
+            "POST /sandboxes/sbx-1/pty/12/stdin",
+            "PATCH /sandboxes/sbx-1/pty/12",
+            "DELETE /sandboxes/sbx-1/pty/12",
+        ]
+    );
+    let body = |index: usize| serde_json::from_slice::<Value>(&asked[index].body).unwrap();
+    assert_eq!(body(0), json!({"size": {"cols": 100, "rows": 40}, "user": "root"}));
+    assert_eq!(body(2), json!({"data": "ü\u{3}"}));
+    assert_eq!(body(3), json!({"size": {"cols": 100, "rows": 40}}));
 }
 
 #[tokio::test]

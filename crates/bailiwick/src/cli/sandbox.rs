@@ -29,6 +29,11 @@ pub(crate) enum SandboxCommand {
     /// The output comes when the command has ended. The command reads nothing from standard input, and is killed if
     /// this is interrupted.
     Exec(ExecArgs),
+    /// Open a terminal in a sandbox with a shell in it, and be there until the shell ends
+    ///
+    /// Every key goes to the shell, also the ones that interrupt; end it with `exit` or Ctrl-D. The exit code of this is
+    /// that of the shell. If this is ended by a signal, or its terminal goes away, the shell is killed with all it started.
+    Shell(ShellArgs),
     /// Copy a file into a sandbox or out of it
     Cp(CopyArgs),
     /// Kill sandboxes; nothing of them is kept but their events
@@ -129,6 +134,23 @@ pub(crate) struct ExecArgs {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<String>,
+}
+
+/// Options of `bailiwick sandbox shell`.
+#[derive(Args, Debug)]
+pub(crate) struct ShellArgs {
+    /// The sandbox
+    pub id: String,
+    /// User inside: `user` or `root` [default: user]
+    #[arg(long, short, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Working directory inside [default: the user's home]
+    #[arg(long, short = 'w', value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Environment variable; without a value it is taken from this environment; repeatable. TERM is xterm-256color unless
+    /// given
+    #[arg(long, short, value_name = "K[=V]")]
+    pub env: Vec<String>,
 }
 
 /// Options of `bailiwick sandbox cp`.
