@@ -24,6 +24,8 @@ use crate::{
 
 /// How long the kernel may keep what the uplink's packet filter has logged, with some leeway.
 const HAND_OVER: Duration = Duration::from_millis(15);
+/// How long is waited at most until that is read and recorded.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// How long is waited between finding the rules suspect and trying them: what is wrong may show many times, and the log of
 /// refused packets, if it was overrun, has room again.
@@ -148,6 +150,8 @@ impl Attachment {
             let ended = run(&shared, &member, Member::retire).await;
             if ended.is_ok() && member.has_slot() {
                 tokio::time::sleep(HAND_OVER).await;
+                // If others log without end, the place must come back all the same.
+                let _in_time = tokio::time::timeout(CATCH_UP, shared.uplink_log_read()).await;
                 let _shutting_down = run(&shared, &member, Member::release).await;
             }
         });
@@ -159,9 +163,13 @@ impl Attachment {
         let sandbox = &self.member.sandbox;
         let log = watched(log)?;
         let recorder = Arc::clone(sandbox);
+        // It is read to its end when the sandbox is detached, which is what is waited for.
+        let (reader, _reading) = events::reading();
         self.spawn(
             "the log of refused packets",
-            events::follow(log, self.member.stop.clone(), move |received| recorder.record_refusals(received)),
+            events::follow(log, reader, self.member.stop.clone(), move |received| {
+                recorder.record_refusals(received)
+            }),
         );
         self.member.tasks.spawn(verify(Arc::downgrade(&self.shared), Arc::downgrade(&self.member)));
         for socket in dns_udp {

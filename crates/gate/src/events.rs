@@ -1,12 +1,15 @@
 //! From what the packet filter logged to what is recorded.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use nft::{Flow as Headers, LogSocket, Received};
 use policy::{
     Decision, EventKind, Flow, FlowEvent, HostName, InForce, NameSource, Protocol, Reason, Rule, Verdict,
 };
-use tokio::io::unix::AsyncFd;
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{Notify, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 /// A name that belongs to a flow's destination.
@@ -69,18 +72,74 @@ pub(crate) fn limit(headers: &Headers, known: Option<Known>, now: &InForce, reas
     event(EventKind::EgressBlocked, verdict, now.generation, known.map(|known| known.name), headers)
 }
 
+/// The two ends of the reading of a log: who reads, and who wants to know how far that is.
+pub(crate) fn reading() -> (Reader, Reading) {
+    let look = Arc::new(Notify::new());
+    let (empty, found_empty) = watch::channel(0);
+    (Reader { look: Arc::clone(&look), found_empty: empty }, Reading { look, found_empty })
+}
+
+/// Who reads a log.
+pub(crate) struct Reader {
+    /// Somebody wants to know whether there is more.
+    look: Arc<Notify>,
+    /// How often nothing was found.
+    found_empty: watch::Sender<u64>,
+}
+
+/// How far the reading of a log is.
+pub(crate) struct Reading {
+    look: Arc<Notify>,
+    found_empty: watch::Receiver<u64>,
+}
+
+impl Reading {
+    /// Waits until everything is taken that the log had when this was called, or until nobody reads it any more.
+    pub(crate) async fn caught_up(&self) {
+        // What is found first may have been looked for before this was called.
+        for _ in 0..2 {
+            let mut found = self.found_empty.clone();
+            found.mark_unchanged();
+            self.look.notify_one();
+            if found.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 /// Reads a log until `stop`, giving what it brings to `take`; then what was logged before that.
 pub(crate) async fn follow(
     mut log: AsyncFd<LogSocket>,
+    reader: Reader,
     stop: CancellationToken,
     mut take: impl FnMut(Received),
 ) -> io::Result<()> {
     let following = async {
         loop {
-            let mut ready = log.readable_mut().await?;
-            match ready.get_inner_mut().recv() {
-                Ok(Some(received)) => take(received),
-                Ok(None) => ready.clear_ready(),
+            let ready = tokio::select! {
+                ready = log.readable_mut() => Some(ready?),
+                () = reader.look.notified() => None,
+            };
+            let (received, is_asked) = match ready {
+                Some(mut ready) => {
+                    let received = ready.get_inner_mut().recv();
+                    if matches!(received, Ok(None)) {
+                        ready.clear_ready();
+                    }
+                    (received, false)
+                }
+                None => (log.get_mut().recv(), true),
+            };
+            match received {
+                Ok(Some(received)) => {
+                    take(received);
+                    if is_asked {
+                        // The answer is still owed.
+                        reader.look.notify_one();
+                    }
+                }
+                Ok(None) => reader.found_empty.send_modify(|times| *times = times.wrapping_add(1)),
                 Err(error) => return Err(io::Error::other(error)),
             }
         }
@@ -151,11 +210,47 @@ pub(crate) fn protocol(number: u8) -> Protocol {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{task::Poll, time::Duration};
 
     use policy::{Floor, Policy, PolicySpec};
+    use tokio::time::timeout;
 
     use super::*;
+
+    /// One who reads a log of so many pieces as [`follow`] does.
+    async fn read(reader: Reader, mut pieces: u32, mut take: impl FnMut()) {
+        loop {
+            reader.look.notified().await;
+            tokio::task::yield_now().await;
+            if pieces > 0 {
+                pieces -= 1;
+                take();
+                reader.look.notify_one();
+            } else {
+                reader.found_empty.send_modify(|times| *times += 1);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn reading_has_caught_up_when_all_is_taken_and_not_before() {
+        let (reader, reading) = reading();
+        let mut taken = 0;
+        tokio::select! {
+            () = read(reader, 3, || taken += 1) => {}
+            () = reading.caught_up() => {}
+        }
+        assert_eq!(taken, 3);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_log_that_is_not_read_any_more() {
+        let (reader, reading) = reading();
+        let mut caught_up = Box::pin(reading.caught_up());
+        assert_eq!(futures_util::poll!(&mut caught_up), Poll::Pending);
+        drop(reader);
+        timeout(Duration::from_secs(10), caught_up).await.unwrap();
+    }
 
     fn in_force(allow: &[&str], generation: u64) -> InForce {
         let spec = PolicySpec {

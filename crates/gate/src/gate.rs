@@ -27,7 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     Attachment, GateError, Limits,
     addresses::Slot,
-    events,
+    events::{self, Reading},
     member::{Member, chain},
     meter,
     namespace::{self, Interior},
@@ -102,6 +102,7 @@ impl Gate {
             node,
             uplink: Mutex::new(None),
             tracking: OnceLock::new(),
+            uplink_log: OnceLock::new(),
             is_blind: AtomicBool::new(false),
             is_behind: AtomicBool::new(false),
             members: Mutex::default(),
@@ -211,6 +212,8 @@ pub(crate) struct Shared {
     uplink: Mutex<Option<Uplink>>,
     /// What passes by the wires; there as soon as the uplink is.
     tracking: OnceLock<Arc<Tracking>>,
+    /// How far its log is read; there as soon as the uplink is.
+    uplink_log: OnceLock<Reading>,
     /// Whether nobody can tell any more what passes by the wires: there are no new ones then.
     is_blind: AtomicBool,
     /// Whether a change of the machine's network is not in force everywhere.
@@ -313,6 +316,13 @@ impl Shared {
         self.uplink.lock().as_mut().map_or(Ok(()), work)
     }
 
+    /// Waits until everything is recorded that the uplink's log has now.
+    pub(crate) async fn uplink_log_read(&self) {
+        if let Some(reading) = self.uplink_log.get() {
+            reading.caught_up().await;
+        }
+    }
+
     fn create_uplink(self: &Arc<Self>) -> Result<Uplink, GateError> {
         let node = self.node();
         let number = uplink::daemon_number(&self.config.daemon_id);
@@ -325,13 +335,15 @@ impl Shared {
         let log = watched(log)?;
         let endings = watched(tracking::Watched(Arc::clone(&tracking)))?;
         let recorder = Arc::clone(&tracking);
+        let (reader, reading) = events::reading();
         self.follow(
             "the uplink's log",
-            events::follow(log, self.stop.clone(), move |received| recorder.record(received)),
+            events::follow(log, reader, self.stop.clone(), move |received| recorder.record(received)),
         );
         self.follow("the uplink's connection tracking", tracking::follow(endings, self.stop.clone()));
         // Nobody else is here: the uplink is created under its lock.
         let _first = self.tracking.set(tracking);
+        let _first = self.uplink_log.set(reading);
         Ok(uplink)
     }
 
