@@ -29,6 +29,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures against the named peers, side by side in one run.
 #[derive(Debug, Parser)]
 #[command(name = "bench")]

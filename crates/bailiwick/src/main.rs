@@ -35,6 +35,11 @@ use owo_colors::OwoColorize;
 
 use crate::cli::{Cli, Command, PolicyCommand, ReferencePage};
 
+/// What one thread allocates another frees, an event for each connection among it: glibc's allocator is slow at that (a
+/// twentieth of all that a connection costs).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // The spawner is this program, started again before it has threads; users never name it.
     if std::env::args_os().nth(1).is_some_and(|argument| argument == sandbox::spawner::ARGUMENT) {
