@@ -409,12 +409,12 @@ impl Queue {
         self.last_id
     }
 
-    /// Drops the oldest refusal of the sandbox that has the most of them, so that one sandbox cannot push out what
-    /// another did; without refusals, the same with other events.
+    /// Drops the oldest refusal of the sandbox that has the most events, so that one sandbox cannot push out what another
+    /// did; if it has no refusals, the oldest of its other events.
     fn make_room(&mut self) {
         while self.in_lanes >= self.limits.queue.max(1) {
             let Some((sandbox, lane)) =
-                self.lanes.iter_mut().max_by_key(|(_, lane)| (lane.refusals.len(), lane.others.len()))
+                self.lanes.iter_mut().max_by_key(|(_, lane)| lane.refusals.len() + lane.others.len())
             else {
                 return;
             };

@@ -51,6 +51,18 @@ impl Bucket {
         }
     }
 
+    /// As [`Self::take`]; when so much is not in it, how long it takes until it may be. Without end, if it never can.
+    pub fn take_or_wait(&mut self, rate: &Rate, amount: u32, now: Instant) -> Option<Duration> {
+        if self.take(rate, amount, now) {
+            return None;
+        }
+        if amount > rate.burst || rate.count == 0 {
+            return Some(Duration::MAX);
+        }
+        let until_full = self.full_at.unwrap_or(now).saturating_duration_since(now);
+        Some(until_full.saturating_add(rate.time_of(amount)).saturating_sub(rate.time_of(rate.burst)))
+    }
+
     /// Whether `amount` could be taken out at `now`.
     pub fn has(&self, rate: &Rate, amount: u32, now: Instant) -> bool {
         self.after(rate, amount, now).is_some()
@@ -109,7 +121,30 @@ mod tests {
         assert!(!bucket.take(&never, 1, later), "the end of time is not a moment");
     }
 
+    #[test]
+    fn whoever_has_to_wait_is_told_for_how_long() {
+        let (mut bucket, start) = (Bucket::default(), Instant::now());
+        assert_eq!(bucket.take_or_wait(&RATE, 3, start), None);
+        assert_eq!(bucket.take_or_wait(&RATE, 1, start), Some(Duration::from_millis(100)));
+        assert_eq!(bucket.take_or_wait(&RATE, 4, start), Some(Duration::MAX));
+        assert_eq!(bucket.take_or_wait(&Rate::per_second(0, 3), 1, start), Some(Duration::MAX));
+    }
+
     proptest! {
+        /// After the time that it is told to wait, and not before, it passes.
+        #[test]
+        fn the_wait_is_as_long_as_it_must_be(count in 1u32..2_000_000, burst in 1u32..100, amount in 1u32..100) {
+            let rate = Rate::per_second(count, burst);
+            let (mut bucket, start) = (Bucket::default(), Instant::now());
+            prop_assert!(bucket.take(&rate, burst, start));
+            let wait = bucket.take_or_wait(&rate, amount, start);
+            prop_assert_eq!(wait == Some(Duration::MAX), amount > burst);
+            if let Some(wait) = wait.filter(|wait| *wait < Duration::MAX) {
+                prop_assert!(!bucket.has(&rate, amount, start + wait - Duration::from_nanos(1)));
+                prop_assert_eq!(bucket.take_or_wait(&rate, amount, start + wait), None);
+            }
+        }
+
         /// In no span of time passes more than a burst and what the rate gives for that span.
         #[test]
         fn never_more_than_the_burst_and_the_rate(

@@ -66,6 +66,7 @@ impl<E: Egress> Connection<E> {
         let mut bytes = Vec::new();
         let mut opening =
             opening::read(&mut *client, &mut bytes, self.limits.peek_bytes, patience, deadline).await;
+        let mut head_deadline = deadline;
         // A stream that ended without a byte may be that of a client which only wants to read.
         if matches!(opening, Opening::Silent | Opening::Closed) && bytes.is_empty() && server_may_be_first {
             // Boxed, as everything that few connections need.
@@ -73,11 +74,12 @@ impl<E: Egress> Connection<E> {
                 Some((returned, late)) => (client, opening) = (returned, late),
                 None => return,
             }
+            head_deadline = Instant::now() + self.limits.peek_timeout;
         }
-        self.run_opened(client, opening, bytes).await;
+        self.run_opened(client, opening, bytes, head_deadline).await;
     }
 
-    async fn run_opened(self, client: Socket, opening: Opening, bytes: Vec<u8>) {
+    async fn run_opened(self, client: Socket, opening: Opening, bytes: Vec<u8>, head_deadline: Instant) {
         // Of HTTP, its first bytes are the whole head of a request.
         if opening != Opening::Http {
             self.entry().opened();
@@ -89,7 +91,7 @@ impl<E: Egress> Connection<E> {
                 Ok(claim) => self.carry_tls(client, claim, &bytes).await,
                 Err(refusal) => self.refuse(client, Language::Tls, &refusal).await,
             },
-            Opening::Http => Box::pin(http::run(&self, client, bytes)).await,
+            Opening::Http => Box::pin(http::run(&self, client, bytes, head_deadline)).await,
             Opening::Unknown if self.is_web_port() => {
                 let refusal = self.refusal(Reason::UnknownProtocol, None, NameSource::None);
                 self.refuse(client, Language::Reset, &refusal).await;

@@ -12,14 +12,16 @@ use std::{
 
 use parking_lot::Mutex;
 use policy::{
-    Bucket, EventKind, Flow, FlowEvent, FlowTotals, HostName, InForce, NameSource, Protocol, Reason, Verdict,
+    Bucket, EventKind, Flow, FlowEvent, FlowTotals, HostName, InForce, NameSource, Protocol, Rate, Reason,
+    Verdict,
 };
-use tokio::task::AbortHandle;
+use tokio::{task::AbortHandle, time::sleep};
 
 use crate::{
     ByteLimits, Egress, EventId, Limits,
     bytes::{Bytes, Spent, Way},
     decision::{deny, ech_verdict, refused_ech},
+    pipes,
     turns::Turns,
 };
 
@@ -31,6 +33,7 @@ pub struct Flows {
     /// How many of them have not shown yet what they are.
     half_open: AtomicUsize,
     bytes: Bytes,
+    pipes: Arc<pipes::Share>,
 }
 
 #[derive(Default)]
@@ -38,6 +41,8 @@ struct Table {
     entries: HashMap<u64, Arc<Entry>>,
     /// How many more may begin now.
     beginnings: Bucket,
+    /// How many more requests may follow others now.
+    requests: Bucket,
 }
 
 impl Flows {
@@ -222,6 +227,20 @@ impl Entry {
         }
     }
 
+    /// The sandbox's share of the pipes.
+    pub(crate) fn pipes(&self) -> &Arc<pipes::Share> {
+        &self.flows.pipes
+    }
+
+    /// Waits until another request may follow.
+    pub(crate) async fn wait_to_ask(&self, rate: &Rate) {
+        loop {
+            let wait = self.flows.table.lock().requests.take_or_wait(rate, 1, Instant::now());
+            let Some(wait) = wait else { return };
+            sleep(wait).await;
+        }
+    }
+
     /// From now on the flow is judged again with every new policy.
     pub(crate) fn set_subject(&self, subject: Option<Subject>) {
         *self.subject.lock() = subject;
@@ -368,8 +387,6 @@ impl<E: Egress> Drop for Ongoing<E> {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use policy::Rate;
 
     use super::*;
 

@@ -40,16 +40,30 @@ use crate::{
     refusal::{self, Language},
     relay::{self, Direction, Ended, Failed},
     socket::Socket,
+    turns,
 };
 
 /// How long the responses to earlier requests may take after a request was refused.
 const LAST_RESPONSES: Duration = Duration::from_secs(10);
 /// How long a server may take to answer an offer of WebSocket.
 const UPGRADE: Duration = Duration::from_secs(60);
+/// How many empty lines may come before a request: some clients send one after a body (RFC 9112 section 2.2).
+const EMPTY_LINES: usize = 8;
+/// What judging and recording a request counts for in its turn, in bytes moved.
+const REQUEST: u64 = 32 << 10;
+/// What a chunk of a body counts for beside its bytes.
+const CHUNK: u64 = 128;
 
 /// Handles a connection that begins with an HTTP/1 request; `bytes` is what was read of it.
-pub(crate) async fn run<E: Egress>(connection: &Connection<E>, mut client: Socket, mut bytes: Vec<u8>) {
-    let first = next_request(&mut *client, &mut bytes, connection).await;
+///
+/// The head of the first request has to be complete by `deadline`.
+pub(crate) async fn run<E: Egress>(
+    connection: &Connection<E>,
+    mut client: Socket,
+    mut bytes: Vec<u8>,
+    deadline: Instant,
+) {
+    let first = next_request(&mut *client, &mut bytes, connection, Some(deadline)).await;
     connection.entry().opened();
     let request = match first {
         Ok(Some(request)) => request,
@@ -230,7 +244,7 @@ impl<E: Egress> Session<'_, E> {
             return end;
         }
         loop {
-            let request = match next_request(client, &mut self.bytes, self.connection).await {
+            let request = match next_request(client, &mut self.bytes, self.connection, None).await {
                 Ok(Some(request)) => request,
                 Ok(None) if self.bytes.is_empty() => return UpEnd::Closed,
                 Ok(None) => return UpEnd::Broken,
@@ -238,6 +252,9 @@ impl<E: Egress> Session<'_, E> {
                     return UpEnd::Refused(self.connection.refusal(reason, None, NameSource::None));
                 }
             };
+            let entry = self.connection.entry();
+            entry.wait_to_ask(&self.connection.limits.new_requests).await;
+            turns::take(&entry.turns, REQUEST).await;
             if let Err(refusal) = self.judge_again(&request) {
                 return UpEnd::Refused(refusal);
             }
@@ -299,7 +316,7 @@ impl<E: Egress> Session<'_, E> {
         }
     }
 
-    /// Moves a chunked body, in chunks of our own. `out` goes before it.
+    /// Moves a chunked body, in chunks of our own: one for all that was read at once. `out` goes before it.
     async fn forward_chunks(
         &mut self,
         mut out: Vec<u8>,
@@ -308,14 +325,16 @@ impl<E: Egress> Session<'_, E> {
     ) -> Result<(), UpEnd> {
         let entry = self.connection.entry();
         let mut reader = BodyReader::new(Body::Chunked);
+        let mut data = Vec::new();
         loop {
             let mut input = self.bytes.as_slice();
+            let mut chunks = 0;
+            data.clear();
             let ended = loop {
                 match reader.next(&mut input) {
-                    Ok(BodyEvent::Data(data)) => {
-                        out.extend(chunk_header(data.len()));
-                        out.extend_from_slice(data);
-                        out.extend_from_slice(b"\r\n");
+                    Ok(BodyEvent::Data(part)) => {
+                        data.extend_from_slice(part);
+                        chunks += 1;
                     }
                     Ok(BodyEvent::End) => break true,
                     Ok(BodyEvent::NeedMore) => break false,
@@ -328,9 +347,15 @@ impl<E: Egress> Session<'_, E> {
             };
             let used = self.bytes.len() - input.len();
             self.bytes.drain(..used);
+            if !data.is_empty() {
+                out.extend(chunk_header(data.len()));
+                out.extend_from_slice(&data);
+                out.extend_from_slice(b"\r\n");
+            }
             if ended {
                 out.extend_from_slice(LAST_CHUNK);
             }
+            turns::take(&entry.turns, relay::count(used).saturating_add(CHUNK.saturating_mul(chunks))).await;
             write(server, &out, entry).await?;
             if ended {
                 return Ok(());
@@ -417,21 +442,24 @@ async fn pass_down(client: &mut WriteHalf<'_>, bytes: &[u8], entry: &Entry) -> O
     Some(())
 }
 
-/// Reads the next head; `None` when the stream ends before it is complete. Only the time from its first byte on is
-/// bounded, so that a connection may stay open between requests.
+/// Reads the next head; `None` when the stream ends before it is complete. Without a `deadline` only the time from its
+/// first byte on is bounded, so that a connection may stay open between requests.
 async fn next_request<E: Egress>(
     client: &mut (impl AsyncRead + Unpin),
     bytes: &mut Vec<u8>,
     connection: &Connection<E>,
+    mut deadline: Option<Instant>,
 ) -> Result<Option<RequestHead>, Reason> {
     let limits = HeadLimits { bytes: connection.limits.peek_bytes, ..HeadLimits::default() };
     let mut reader = RequestReader::new(limits);
-    let mut deadline = None;
+    let mut empty_lines = 0;
     loop {
-        // Some clients send an empty line after a body (RFC 9112 section 2.2).
-        while bytes.starts_with(b"\r\n") {
-            bytes.drain(..2);
+        let there = bytes.chunks_exact(2).take(EMPTY_LINES + 1).take_while(|pair| pair == b"\r\n").count();
+        empty_lines += there;
+        if empty_lines > EMPTY_LINES {
+            return Err(Reason::MalformedHttp);
         }
+        bytes.drain(..2 * there);
         if !bytes.is_empty() && bytes != b"\r" {
             match reader.read(bytes) {
                 Progress::Done(head) => return Ok(Some(head)),

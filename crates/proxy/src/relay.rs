@@ -272,7 +272,7 @@ impl<'h, 'r, 'w> Direction<'h, 'r, 'w> {
             }
         }
         if self.pipe.is_none() {
-            self.pipe = pipes::take();
+            self.pipe = pipes::take(self.entry.pipes());
         }
         let room = self.room(usize::MAX);
         let Some(lease) = &mut self.pipe else { return self.poll_copy(cx) };

@@ -40,6 +40,8 @@ pub struct Limits {
     pub max_flows: usize,
     /// How fast connections may begin; further ones are reset.
     pub new_flows: Rate,
+    /// How fast HTTP requests may follow others on their connections: each is an event. Further ones wait.
+    pub new_requests: Rate,
     /// The most connections whose first bytes have not been read completely, at the same time; further ones are
     /// reset. Connections that an address entry permits are not read and do not count.
     pub max_half_open: usize,
@@ -64,6 +66,7 @@ impl Default for Limits {
         Self {
             max_flows: 1024,
             new_flows: Rate::per_second(2000, 4000),
+            new_requests: Rate::per_second(5000, 10_000),
             max_half_open: 256,
             bytes: ByteLimits::default(),
             peek_timeout: Duration::from_secs(5),

@@ -6,6 +6,7 @@
 //! so many that together they move as much as a turn takes: then they wait for theirs as well.
 
 use std::{
+    future::{Future, poll_fn},
     pin::pin,
     sync::{
         Arc,
@@ -139,6 +140,14 @@ impl Turn {
     }
 }
 
+/// For what is no [`crate::relay::Direction`]: waits for a turn, if one is needed, for as much work as moving so many bytes
+/// is.
+pub(crate) async fn take(turns: &Turns, bytes: u64) {
+    let mut turn = Turn::default();
+    poll_fn(|cx| turn.poll_begin(turns, cx)).await;
+    turn.step(turns, bytes);
+}
+
 /// Wakes the task again when the runtime has looked for new events and has given a turn to those that they woke: whoever
 /// had nothing to do until now must not wait for several turns.
 fn let_others_begin(cx: &mut Context<'_>) -> Poll<()> {
@@ -148,8 +157,6 @@ fn let_others_begin(cx: &mut Context<'_>) -> Poll<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use parking_lot::Mutex;
     use tokio::task::JoinSet;
 

@@ -222,6 +222,38 @@ fn a_head_in_pieces_of_one_byte_is_read() {
 }
 
 #[test]
+fn a_few_empty_lines_before_a_request_are_skipped_and_many_are_refused() {
+    lab(|lab| async move {
+        let server = web(&lab).await;
+        let (mut client, mut inside) = answered(&lab, &server).await;
+        write(&mut client, &b"\r\n".repeat(8)).await;
+        write(&mut client, b"GET /later HTTP/1.1\r\nHost: good.test\r\n\r\n").await;
+        assert!(read_head(&mut inside).await.starts_with("GET /later "));
+        write(&mut client, &b"\r\n".repeat(9)).await;
+        assert_eq!(read_to_end(&mut inside).await.0, b"");
+        drop(inside);
+        assert_eq!(read_refusal(&mut client).await["reason"], "malformed_http");
+
+        let mut client = lab.connect(GOOD, 80).await;
+        write(&mut client, &b"\r\n".repeat(5000)).await;
+        assert_eq!(read_refusal(&mut client).await["reason"], "malformed_http");
+    });
+}
+
+#[test]
+fn a_client_that_sends_nothing_but_empty_lines_does_not_stay_half_open() {
+    lab(|lab| async move {
+        let _server = web(&lab).await;
+        let mut client = lab.connect(GOOD, 80).await;
+        write(&mut client, b"\r\n\r\n").await;
+        assert_reset(&mut client).await;
+        let events = lab.wait_events(1).await;
+        assert_event(&events[0], EventKind::EgressBlocked, "peek_timeout", None, NameSource::None);
+        assert_eq!(lab.flows.half_open(), 0);
+    });
+}
+
+#[test]
 fn a_head_that_does_not_come_to_its_end_is_refused_in_time_and_an_idle_connection_is_not() {
     lab(|lab| async move {
         let server = web(&lab).await;

@@ -70,6 +70,36 @@ fn connections_that_begin_too_fast_are_reset_and_recorded_and_another_sandbox_is
 }
 
 #[test]
+fn requests_that_follow_others_too_fast_wait_and_other_connections_do_not() {
+    lab(|mut lab| async move {
+        lab.permit_good();
+        lab.limits.new_requests = Rate { count: 1, period: HOUR, burst: 1 };
+        lab.proxy(80);
+        let server = Server::listen(GOOD, 80).await;
+        let request = b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n";
+        let mut client = lab.connect(GOOD, 80).await;
+        write(&mut client, &request.repeat(3)).await;
+        let mut inside = server.accept().await;
+        let there = lab.wait_events(2).await.len();
+        let mut other = lab.connect(GOOD, 80).await;
+        write(&mut other, request).await;
+        let mut other_inside = server.accept().await;
+        assert!(read_exact(&mut other_inside, 14).await.starts_with(b"GET / HTTP/1.1"));
+        assert_eq!((there, lab.wait_events(3).await.len()), (2, 3), "the third of the first client waits");
+
+        lab.flows = Arc::new(Flows::new());
+        lab.limits.new_requests = Rate::per_second(20, 1);
+        lab.proxy(8080);
+        let server = Server::listen(GOOD, 8080).await;
+        let mut client = lab.connect(GOOD, 8080).await;
+        write(&mut client, &request.repeat(3)).await;
+        let _second = server.accept().await;
+        assert_eq!(lab.wait_events(6).await.len(), 6, "whoever waits is served in the end");
+        drop((client, inside.shutdown().await));
+    });
+}
+
+#[test]
 fn connections_over_the_limit_of_half_open_ones_are_reset_until_one_has_shown_what_it_is() {
     lab(|mut lab| async move {
         patient(&mut lab);

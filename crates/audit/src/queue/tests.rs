@@ -197,22 +197,24 @@ fn a_full_queue_drops_the_oldest_refusals_and_counts_each_for_what_it_stood_for(
 
 #[test]
 fn a_sandbox_that_makes_noise_does_not_push_out_what_another_did() {
-    let mut queue = Queue::new(LIMITS, 0);
-    let clock = Clock::new();
-    let (quiet, loud) = (sandbox("sbx-quiet"), sandbox("sbx-loud"));
-    queue.flow(&quiet, blocked(1), clock.0);
-    queue.flow(&quiet, allowed(1), clock.0);
-    for host in 0..1000 {
-        queue.flow(&loud, blocked(host), clock.0);
+    for noise in [blocked, allowed] {
+        let mut queue = Queue::new(LIMITS, 0);
+        let clock = Clock::new();
+        let (quiet, loud) = (sandbox("sbx-quiet"), sandbox("sbx-loud"));
+        queue.flow(&quiet, blocked(1), clock.0);
+        queue.flow(&quiet, allowed(1), clock.0);
+        for host in 0..1000 {
+            queue.flow(&loud, noise(host), clock.0);
+        }
+        let drained = queue.take(clock.0).sort();
+        assert_eq!(
+            drained.events.iter().filter(|event| event.sandbox_id.as_deref() == Some("sbx-quiet")).count(),
+            2
+        );
+        let gap = drained.events.last().unwrap();
+        assert_eq!((gap.sandbox_id.as_deref(), gap.count), (Some("sbx-loud"), 902));
+        assert_eq!(drained.events.len(), 101);
     }
-    let drained = queue.take(clock.0).sort();
-    assert_eq!(
-        drained.events.iter().filter(|event| event.sandbox_id.as_deref() == Some("sbx-quiet")).count(),
-        2
-    );
-    let gap = drained.events.last().unwrap();
-    assert_eq!((gap.sandbox_id.as_deref(), gap.count), (Some("sbx-loud"), 902));
-    assert_eq!(drained.events.len(), 101);
 }
 
 #[test]
