@@ -103,7 +103,7 @@ def test_what_is_wrong_is_refused_by_name(lab, sandbox):
     box = sandbox()
     base = f"/sandboxes/{box.sandbox_id}/pty"
     handle = box.pty.create()
-    for size, field in [({"cols": 0, "rows": 24}, "size.cols"), ({"cols": 80, "rows": 5000}, "size.rows"), ({"cols": 80}, "rows")]:
+    for size, field in [({"cols": 4097, "rows": 24}, "size.cols"), ({"cols": 80, "rows": 5000}, "size.rows"), ({"cols": 80}, "rows")]:
         for method, path in [("POST", base), ("PATCH", f"{base}/{handle.pid}")]:
             status, answer = lab.request(method, path, {"size": size})
             assert status == 400 and field in answer["message"], answer

@@ -10,14 +10,15 @@ use crate::{
     lenient::{check_envs, null_is_default},
 };
 
-/// Size of a terminal, in characters.
+/// Size of a terminal, in characters. A length of 0 is one that is not known: it is what a terminal says that was never
+/// told its own size, and what the CLI passes on then. The usual length stands for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PtySize {
-    /// Characters in a line, 1 to 4096.
-    #[schema(minimum = 1, maximum = 4096)]
+    /// Characters in a line, up to 4096. 0: 80.
+    #[schema(minimum = 0, maximum = 4096)]
     pub cols: u16,
-    /// Lines, 1 to 4096.
-    #[schema(minimum = 1, maximum = 4096)]
+    /// Lines, up to 4096. 0: 24.
+    #[schema(minimum = 0, maximum = 4096)]
     pub rows: u16,
 }
 
@@ -33,12 +34,19 @@ impl PtySize {
     /// [`FieldError::Invalid`] naming the field.
     pub fn check(self) -> Result<(), FieldError> {
         for (field, number) in [("size.cols", self.cols), ("size.rows", self.rows)] {
-            if !(1..=Self::MOST).contains(&number) {
-                let problem = format!("{number} is not from 1 to {}", Self::MOST);
+            if number > Self::MOST {
+                let problem = format!("{number} is more than {}", Self::MOST);
                 return Err(FieldError::invalid(field, problem));
             }
         }
         Ok(())
+    }
+
+    /// The size with the usual lengths for those that are not known.
+    #[must_use]
+    pub fn or_usual(self) -> Self {
+        let known = |length: u16, usual| if length == 0 { usual } else { length };
+        Self { cols: known(self.cols, Self::DEFAULT.cols), rows: known(self.rows, Self::DEFAULT.rows) }
     }
 }
 

@@ -65,8 +65,7 @@ async fn a_size_that_no_terminal_has_is_refused_and_named() {
     let lab = Lab::new().await;
     let path = format!("/sandboxes/{}/pty", lab.sandbox().await);
     for (size, field) in [
-        (json!({"cols": 0, "rows": 24}), "size.cols"),
-        (json!({"cols": 80, "rows": 0}), "size.rows"),
+        (json!({"cols": 4097, "rows": 24}), "size.cols"),
         (json!({"cols": 80, "rows": 4097}), "size.rows"),
         (json!({"cols": 70000, "rows": 24}), "size.cols"),
         (json!({"cols": -1, "rows": 24}), "size.cols"),
@@ -81,6 +80,17 @@ async fn a_size_that_no_terminal_has_is_refused_and_named() {
     assert!(lab.fake.sizes.lock().unwrap().is_empty());
     let (message, _) = lab.alice("PATCH", &format!("{path}/100"), json!({})).await.error(400);
     assert!(message.contains("size"), "{message}");
+}
+
+#[tokio::test]
+async fn a_terminal_that_does_not_know_its_size_has_the_usual_one() {
+    let lab = Lab::new().await;
+    let path = format!("/sandboxes/{}/pty", lab.sandbox().await);
+    lab.alice("POST", &path, json!({"size": {"cols": 0, "rows": 0}})).await.expect(200);
+    lab.alice("PATCH", &format!("{path}/100"), json!({"size": {"cols": 132, "rows": 0}})).await.expect(200);
+    let sizes: Vec<_> =
+        [(80, 24), (132, 24)].map(|(columns, rows)| Some(TerminalSize { columns, rows })).into();
+    assert_eq!(*lab.fake.sizes.lock().unwrap(), sizes);
 }
 
 #[tokio::test]

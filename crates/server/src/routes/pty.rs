@@ -155,6 +155,7 @@ async fn stream(
     Ok(follow::respond(events, Form::Terminal, 0))
 }
 
-fn size(PtySize { cols, rows }: PtySize) -> TerminalSize {
+fn size(asked: PtySize) -> TerminalSize {
+    let PtySize { cols, rows } = asked.or_usual();
     TerminalSize { columns: cols, rows }
 }
