@@ -10,7 +10,7 @@ use std::{
 };
 
 use sandbox::{Create, Exec, Filter, SandboxError, SandboxId, State, cgroup::Limits, spawner::BindMount};
-use support::{ACCOUNT, Lab, eventually, possible, request, traces};
+use support::{ACCOUNT, Lab, accept_records, eventually, possible, refuse_records, request, traces};
 
 fn sleep() -> Exec {
     Exec { command: "sleep 1000".to_owned(), ..Exec::default() }
@@ -144,6 +144,57 @@ async fn a_queued_kill_counts_at_once_and_is_carried_out() {
     assert_eq!(lab.manager.list(ACCOUNT, Filter::default()).await.expect("list").total, 0);
     eventually("no trace is left", async || traces(lab.dir.path(), &id).is_empty()).await;
     lab.manager.kill_queued(ACCOUNT, &id).await.expect("a second time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queued_kill_is_carried_out_when_nobody_waits_for_its_answer() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let id = lab.create().await;
+    let mut kill = Box::pin(lab.manager.kill_queued(ACCOUNT, &id));
+    // The client that asked goes away before it is answered.
+    assert!(futures_util::poll!(kill.as_mut()).is_pending());
+    drop(kill);
+    eventually("no trace is left", async || traces(lab.dir.path(), &id).is_empty()).await;
+    assert_eq!(lab.manager.get(ACCOUNT, &id).await.expect("record").state, "killed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_whose_end_cannot_be_stored_ends_is_said_to_have_and_is_recorded_later() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let (killed, queued, lives) = (lab.create().await, lab.create().await, lab.create().await);
+    refuse_records(&lab).await;
+    assert!(lab.manager.kill(ACCOUNT, &killed).await.expect("kill"));
+    lab.manager.kill_queued(ACCOUNT, &queued).await.expect("kill");
+    for id in [&killed, &queued] {
+        // What cannot be stored is answered when it is done.
+        assert_eq!(traces(lab.dir.path(), id), Vec::<String>::new());
+        assert_eq!(
+            lab.store.sandboxes().get(id.as_str()).await.expect("store").expect("row").state,
+            "running"
+        );
+        assert_eq!(lab.manager.get(ACCOUNT, id).await.expect("record").state, "killed");
+        assert!(!lab.manager.kill(ACCOUNT, id).await.expect("again"));
+    }
+    let listed = lab.manager.list(ACCOUNT, Filter::default()).await.expect("list");
+    assert_eq!((listed.total, listed.sandboxes.len()), (1, 1));
+    assert_eq!(listed.sandboxes[0].id, lives.as_str());
+
+    accept_records(&lab).await;
+    let stored = async |id: &SandboxId| {
+        lab.store.sandboxes().get(id.as_str()).await.expect("store").expect("row").state
+    };
+    eventually("their ends are recorded", async || {
+        stored(&killed).await == "killed" && stored(&queued).await == "killed"
+    })
+    .await;
+    assert_eq!(stored(&lives).await, "running");
+    assert_eq!(lab.run(&lives, "echo alive").await, "alive");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -123,6 +123,7 @@ impl Manager {
         }
         if let Err(error) = living.store(&self.inner.config.store).await {
             tracing::warn!(sandbox = %living.id, error = %chain(&error), "cannot record a failed sandbox");
+            self.inner.unrecorded.notify_one();
         }
     }
 

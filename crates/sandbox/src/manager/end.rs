@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use gate::Broken;
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     Manager, blocking,
@@ -60,6 +63,15 @@ impl Reason {
     }
 }
 
+/// What became of the mark that a sandbox has ended.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    /// Whether this was the first of them.
+    first: bool,
+    /// Whether the store has it.
+    stored: bool,
+}
+
 impl Manager {
     /// Ends a sandbox and waits until nothing is left of it. `false` when it had ended before.
     ///
@@ -73,17 +85,30 @@ impl Manager {
         joined(tokio::spawn(async move { manager.end(&living, Reason::Requested).await })).await?
     }
 
-    /// Marks a sandbox as killed and ends it in the background.
+    /// Marks a sandbox as killed and ends it in the background. It ends whether or not the caller waits for this, and
+    /// whether or not the mark can be stored; if it cannot, this returns when nothing is left of it.
     pub async fn kill_queued(&self, account: &str, id: &SandboxId) -> Result<(), SandboxError> {
         let Some(living) = self.find(account, id) else {
             return self.get(account, id).await.map(drop);
         };
-        let manager = self.clone();
-        let marking = (manager.clone(), Arc::clone(&living));
-        // To its end, whoever waits for it: what it has used is written with it.
-        let first = joined(tokio::spawn(async move { marking.0.mark_killed(&marking.1).await })).await??;
-        tokio::spawn(async move { manager.end_marked(&living, first, Reason::Requested).await });
-        Ok(())
+        let (manager, (tell, told)) = (self.clone(), oneshot::channel());
+        // One task for all of it: once it has begun it ends the sandbox, whether or not somebody still waits here.
+        tokio::spawn(async move {
+            let mark = manager.mark_killed(&living).await;
+            let mut tell = Some(tell);
+            let mut answer = || tell.take().map(|tell| tell.send(()));
+            // What is not stored is answered when it is true without the store.
+            if mark.stored {
+                answer();
+            }
+            if let Err(error) = manager.end_marked(&living, mark, Reason::Requested).await {
+                tracing::warn!(sandbox = %living.id, error = %chain(&error), "remains of a sandbox");
+            }
+            answer();
+        });
+        told.await.map_err(|_| {
+            Fault::new("end", "the sandbox, for a fault of the daemon which its log tells").into()
+        })
     }
 
     /// Starts the task that ends the sandbox when its time is up or its init has died.
@@ -129,33 +154,34 @@ impl Manager {
     }
 
     pub(super) async fn end(&self, living: &Arc<Living>, reason: Reason) -> Result<bool, SandboxError> {
-        let first = self.mark_killed(living).await;
-        // A store that cannot be written to is no reason to let it run on.
-        let ended = self.end_marked(living, *first.as_ref().unwrap_or(&true), reason).await;
-        ended.and(first)
+        let mark = self.mark_killed(living).await;
+        self.end_marked(living, mark, reason).await.map(|()| mark.first)
     }
 
-    /// Writes that it has ended before anything is taken down. `false` when that was so already.
-    async fn mark_killed(&self, living: &Arc<Living>) -> Result<bool, SandboxError> {
+    /// Writes that it has ended before anything is taken down. A store that cannot be written to is no reason to let it
+    /// run on.
+    async fn mark_killed(&self, living: &Arc<Living>) -> Mark {
         let first = living.advance(&[State::Creating, State::Running, State::Paused], State::Killed);
         living.ending.cancel();
-        if first {
-            living.update(|record| record.end_at = Some(Timestamp::now()));
-            self.store_end_of_run(living, true).await?;
+        if !first {
+            return Mark { first, stored: true };
         }
-        Ok(first)
+        living.update(|record| record.end_at = Some(Timestamp::now()));
+        let written = self.store_end_of_run(living, true).await;
+        if let Err(error) = &written {
+            tracing::warn!(sandbox = %living.id, error = %chain(error), "it ends, and that is to be recorded later");
+        }
+        Mark { first, stored: written.is_ok() }
     }
 
-    async fn end_marked(
-        &self,
-        living: &Arc<Living>,
-        first: bool,
-        reason: Reason,
-    ) -> Result<(), SandboxError> {
+    async fn end_marked(&self, living: &Arc<Living>, mark: Mark, reason: Reason) -> Result<(), SandboxError> {
         // Whoever builds it sees that it is to end, takes it down and lets go.
         let mut parts = living.parts.lock().await;
         let result = if parts.gone { Ok(()) } else { self.take_down(living, &mut parts).await };
-        if first {
+        if !mark.stored {
+            self.inner.unrecorded.notify_one();
+        }
+        if mark.first {
             self.inner.counters.ended(reason);
             let kind = if reason == Reason::Timeout { "sandbox_timeout" } else { "sandbox_killed" };
             self.recorder(&living.record()).lifecycle(kind, json!({ "reason": reason.as_str() }));

@@ -3,16 +3,14 @@
 use std::{collections::BTreeSet, fs};
 
 use serde::Serialize;
-use store::SandboxFilter;
 
 use super::{
     Manager, blocking,
     create::chain,
     end::remove_groups,
-    living::State,
     prepare::{self, Directory},
 };
-use crate::{error::SandboxError, remove::remove_tree};
+use crate::{error::SandboxError, ids::SandboxId, remove::remove_tree};
 
 /// What a collection has found and removed, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -43,7 +41,7 @@ impl Manager {
         let mut report = GcReport::default();
         self.collect_groups(&mut report).await?;
         self.collect_directories(&mut report).await?;
-        self.collect_records(&mut report).await?;
+        report.records = self.record_ends().await?;
         let templates = self.inner.templates.clone();
         match blocking(move || templates.sweep()).await? {
             Ok(swept) => report.templates.extend(swept.iter().map(|path| path.display().to_string())),
@@ -90,31 +88,8 @@ impl Manager {
         Ok(())
     }
 
-    async fn collect_records(&self, report: &mut GcReport) -> Result<(), SandboxError> {
-        let states = [State::Creating, State::Running, State::Paused];
-        let filter = SandboxFilter {
-            states: states.iter().map(|state| state.as_str().to_owned()).collect(),
-            ..SandboxFilter::default()
-        };
-        let sandboxes = self.inner.config.store.sandboxes();
-        for listed in sandboxes.list(&filter).await?.sandboxes {
-            if self.lives(&listed.id) {
-                continue;
-            }
-            // Read again: it may have ended properly since.
-            if let Some(mut record) = sandboxes.get(&listed.id).await?
-                && record.state != State::Killed.as_str()
-            {
-                record.state = State::Killed.as_str().to_owned();
-                sandboxes.put(&record).await?;
-                report.records.push(record.id);
-            }
-        }
-        Ok(())
-    }
-
-    fn lives(&self, id: &str) -> bool {
+    pub(super) fn lives(&self, id: &str) -> bool {
         self.inner.shells.has_reserved(id)
-            || self.inner.living.lock().keys().any(|living| living.as_str() == id)
+            || id.parse::<SandboxId>().is_ok_and(|id| self.inner.living.lock().contains_key(&id))
     }
 }

@@ -16,6 +16,7 @@ mod prepare;
 mod recover;
 mod shells;
 mod stats;
+mod unrecorded;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,7 +30,7 @@ use init_protocol::ByteBuf;
 use parking_lot::Mutex;
 use policy::PolicySpec;
 use store::{SandboxCursor, SandboxFilter, SandboxPage, SandboxRecord, Store};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub use gc::GcReport;
@@ -171,6 +172,8 @@ struct Inner {
     ports: Arc<Semaphore>,
     counters: Counters,
     meter: Meter,
+    /// Told when the end of a sandbox could not be stored.
+    unrecorded: Notify,
     stop: CancellationToken,
 }
 
@@ -199,6 +202,7 @@ impl Manager {
                 ports: Arc::new(Semaphore::new(ports::OF_ALL)),
                 counters: Counters::default(),
                 meter: Meter::open(&config.store).await?,
+                unrecorded: Notify::new(),
                 stop: CancellationToken::new(),
                 config,
                 sandboxes_dir,
@@ -208,6 +212,7 @@ impl Manager {
         };
         manager.adopt_all().await?;
         manager.gc().await?;
+        manager.keep_recording_ends();
         manager.keep_metering();
         manager.keep_measuring();
         Ok(manager)
@@ -224,7 +229,9 @@ impl Manager {
             return Ok(living.record());
         }
         let stored = self.inner.config.store.sandboxes().get(id.as_str()).await?;
-        stored.filter(|record| record.account == account).ok_or(SandboxError::NotFound)
+        let mut record = stored.filter(|record| record.account == account).ok_or(SandboxError::NotFound)?;
+        self.correct(&mut record);
+        Ok(record)
     }
 
     /// The sandboxes of this account that `filter` keeps, newest first.
@@ -242,7 +249,13 @@ impl Manager {
             after: filter.after,
             offset: filter.offset,
         };
-        Ok(self.inner.config.store.sandboxes().list(&filter).await?)
+        let mut page = self.inner.config.store.sandboxes().list(&filter).await?;
+        let before = page.sandboxes.len();
+        let killed_too = states.contains(&State::Killed);
+        page.sandboxes.retain_mut(|record| !self.correct(record) || killed_too);
+        let gone = u64::try_from(before - page.sandboxes.len()).unwrap_or_default();
+        page.total = page.total.saturating_sub(gone);
+        Ok(page)
     }
 
     /// Accepts nothing new and lets go of the sandboxes, which run on; a later daemon takes them over. Meanwhile

@@ -211,6 +211,27 @@ pub fn request() -> Create {
     }
 }
 
+/// Makes the store refuse every record of a sandbox until [`accept_records`], as it does when its disk is full.
+pub async fn refuse_records(lab: &Lab) {
+    let trigger =
+        "CREATE TRIGGER refuse BEFORE INSERT ON sandboxes BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    beside(lab, trigger).await;
+}
+
+/// The store takes records again.
+pub async fn accept_records(lab: &Lab) {
+    beside(lab, "DROP TRIGGER refuse").await;
+}
+
+async fn beside(lab: &Lab, sql: &'static str) {
+    use sqlx::Connection as _;
+    let path = lab.dir.path().join("data").join(store::DATABASE);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.expect("database");
+    sqlx::query(sql).execute(&mut connection).await.expect(sql);
+    connection.close().await.expect("close");
+}
+
 fn said(output: Output, command: &str) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
     assert_eq!(output.exit_code, 0, "{command}: {} {}", text(&output.stdout), text(&output.stderr));
