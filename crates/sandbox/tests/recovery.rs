@@ -2,11 +2,14 @@
 
 mod support;
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
+use policy::Floor;
 use rustix::process::{Pid, Signal, kill_process};
-use sandbox::{Create, Exec, Filter, SandboxId, State};
-use support::{ACCOUNT, Lab, eventually, possible, request, traces};
+use sandbox::{
+    Attachment, BoxFuture, Create, Exec, Filter, Network, NetworkError, NetworkRequest, SandboxId, State,
+};
+use support::{ACCOUNT, Isolated, Lab, eventually, possible, request, traces};
 
 fn pid(record: &store::SandboxRecord) -> Pid {
     let pid = record.host["process"]["pid"].as_i64().expect("pid");
@@ -126,4 +129,35 @@ async fn gc_removes_what_nobody_owns_and_nothing_else() {
     assert_eq!(traces(lab.dir.path(), &orphan.parse().expect("id")), Vec::<String>::new());
     assert_eq!(lab.run(&lives, "echo alive").await, "alive");
     assert!(lab.manager.gc().await.expect("gc").is_empty());
+}
+
+/// Networks that are given only when so many ask for them at the same time.
+struct Together(tokio::sync::Barrier);
+
+impl Network for Together {
+    fn floor(&self) -> Arc<Floor> {
+        Isolated.floor()
+    }
+
+    fn attach(&self, request: NetworkRequest) -> BoxFuture<'_, Result<Box<dyn Attachment>, NetworkError>> {
+        Box::pin(async move {
+            self.0.wait().await;
+            Isolated.attach(request).await
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_takes_its_time_does_not_keep_others_from_being_taken_over() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let ids = [lab.create().await, lab.create().await, lab.create().await];
+    let together = Arc::new(Together(tokio::sync::Barrier::new(ids.len())));
+    let taking_over = Lab::with(lab.stop(), together);
+    let lab = tokio::time::timeout(Duration::from_secs(30), taking_over).await.expect("taken over");
+    for id in ids {
+        assert_eq!(lab.run(&id, "echo alive").await, "alive");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use init_protocol::{InitFrame, Request};
 use policy::Policy;
 use serde_json::json;
@@ -21,6 +22,9 @@ use crate::{
     process::Process,
 };
 
+/// How many sandboxes are taken over at the same time.
+const ADOPTED_AT_ONCE: usize = 64;
+
 /// How long init may take to answer the new daemon.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -33,17 +37,25 @@ impl Manager {
             ..SandboxFilter::default()
         };
         let found = self.inner.config.store.sandboxes().list(&filter).await?;
+        let mut adopted = Vec::new();
         for record in found.sandboxes {
             let Ok(id) = record.id.parse::<SandboxId>() else { continue };
             let living = Living::new(id.clone(), InitClient::new(self.directory(&id).socket()), record);
             let living = Arc::new(living);
             self.inner.living.lock().insert(id, Arc::clone(&living));
-            if let Err(error) = self.adopt(&living).await {
-                tracing::warn!(sandbox = %living.id, error = %chain(&error), "cannot take it over, so it ends");
-                self.end_and_log(&living, Reason::Lost).await;
-            }
+            adopted.push(living);
         }
+        // One that does not answer takes its time, and the API is not there before the last of them.
+        let adopting = adopted.iter().map(|living| self.adopt_or_end(living));
+        stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE).collect::<()>().await;
         Ok(())
+    }
+
+    async fn adopt_or_end(&self, living: &Arc<Living>) {
+        if let Err(error) = self.adopt(living).await {
+            tracing::warn!(sandbox = %living.id, error = %chain(&error), "cannot take it over, so it ends");
+            self.end_and_log(living, Reason::Lost).await;
+        }
     }
 
     async fn adopt(&self, living: &Arc<Living>) -> Result<(), SandboxError> {
