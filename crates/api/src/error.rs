@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::shortened::{self, shortened};
+
 /// Machine-readable error codes: the `code` of an [`ErrorBody`].
 pub mod code {
     /// 409: the first create with this idempotency key is still running; repeat the identical request.
@@ -94,9 +96,13 @@ pub enum FieldError {
 }
 
 impl FieldError {
-    /// An [`FieldError::Invalid`].
+    /// An [`FieldError::Invalid`], with at most 200 characters of the field's name and 1000 of what is wrong with it:
+    /// both may be what the request says.
     pub fn invalid(field: impl Into<String>, problem: impl ToString) -> Self {
-        Self::Invalid { field: field.into(), problem: problem.to_string() }
+        Self::Invalid {
+            field: shortened(field, shortened::FIELD),
+            problem: shortened(problem.to_string(), shortened::PROBLEM),
+        }
     }
 
     /// An [`FieldError::NotImplemented`].

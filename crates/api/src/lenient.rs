@@ -25,7 +25,7 @@ pub fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, FieldError> {
             "." | "?" | "" => "body".to_owned(),
             path => path.to_owned(),
         };
-        FieldError::Invalid { field, problem: error.into_inner().to_string() }
+        FieldError::invalid(field, error.into_inner())
     })?;
     deserializer.end().map_err(|error| FieldError::invalid("body", error))?;
     Ok(value)
@@ -40,8 +40,16 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Refuses variables that no environment can have: no name, `=` in the name, NUL.
+/// The most variables of one request, and the most bytes of their names and values together.
+pub(crate) const ENVS: usize = 1024;
+pub(crate) const ENVS_BYTES: usize = 256 << 10;
+/// The most bytes of one variable, `=` included: the kernel takes no longer one (`MAX_ARG_STRLEN`, with its NUL).
+pub(crate) const ENV_BYTES: usize = (128 << 10) - 1;
+
+/// Refuses variables that no environment can have (no name, `=` in the name, NUL, longer than the kernel takes), and more
+/// than are kept for a sandbox or sent to it at once.
 pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), FieldError> {
+    check_size("envs", envs, ENVS, ENVS_BYTES)?;
     for (name, value) in envs {
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(FieldError::invalid("envs", format!("{name:?} is not a name of a variable")));
@@ -49,6 +57,28 @@ pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), FieldErr
         if value.contains('\0') {
             return Err(FieldError::invalid(format!("envs.{name}"), "a value has no NUL"));
         }
+        if name.len() + 1 + value.len() > ENV_BYTES {
+            let problem = format!("name and value are longer than {} bytes", ENV_BYTES - 1);
+            return Err(FieldError::invalid(format!("envs.{name}"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses more entries, or more bytes of their names and values together, than these.
+pub(crate) fn check_size(
+    field: &str,
+    entries: &BTreeMap<String, String>,
+    most: usize,
+    most_bytes: usize,
+) -> Result<(), FieldError> {
+    if entries.len() > most {
+        return Err(FieldError::invalid(field, format!("{} entries are more than {most}", entries.len())));
+    }
+    let bytes: usize = entries.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > most_bytes {
+        let problem = format!("{bytes} bytes of names and values are more than {most_bytes}");
+        return Err(FieldError::invalid(field, problem));
     }
     Ok(())
 }
@@ -130,6 +160,35 @@ mod tests {
         for body in [&b""[..], b" \n", b"null", b"{}", br#"{"list":null}"#, br#"{"unknown":{"x":1}}"#] {
             let example: Example = from_json(body).unwrap();
             assert!(example.list.is_empty() && example.inner.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_error_repeats_no_more_of_a_request_than_helps() {
+        let long = "n".repeat(1 << 20);
+        let name = format!(r#"{{"inner":{{"{long}":[300]}}}}"#);
+        let value = format!(r#"{{"list":"{long}"}}"#);
+        for body in [name, value] {
+            let error = from_json::<Example>(body.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("nnn") && error.len() < 2000, "{} bytes", error.len());
+        }
+    }
+
+    #[test]
+    fn variables_are_refused_beyond_their_limits_and_taken_up_to_them() {
+        let envs = |count: usize, bytes: usize| -> BTreeMap<String, String> {
+            (0..count).map(|n| (format!("V{n:04}"), "v".repeat(bytes))).collect()
+        };
+        for fits in [envs(ENVS, 0), envs(2, ENV_BYTES - 6), envs(ENVS, ENVS_BYTES / ENVS - 5)] {
+            check_envs(&fits).unwrap();
+        }
+        for (over, field) in [
+            (envs(ENVS + 1, 0), "envs: "),
+            (envs(ENVS, ENVS_BYTES / ENVS - 4), "envs: "),
+            (envs(1, ENV_BYTES - 5), "envs.V0000: "),
+        ] {
+            let error = check_envs(&over).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
         }
     }
 

@@ -20,6 +20,7 @@ mod ratchet;
 mod sandbox;
 mod security;
 mod session;
+mod shortened;
 mod time;
 mod usage;
 
@@ -47,5 +48,6 @@ pub use sandbox::{
 };
 pub use security::{Security, SecurityPolicy};
 pub use session::{EncodedData, OpenPty, OutputPiece, PtySize, ResizePty, StartStdio, StdioStarted};
+pub use shortened::shortened;
 pub use time::Timestamp;
 pub use usage::{ComputeUsage, NoCost, Overview, TierLimits, Usage, UsageDays, UsageOfDay, UsedToday};

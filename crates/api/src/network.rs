@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use utoipa::ToSchema;
 
-use crate::{FieldError, lenient::null_is_default};
+use crate::{
+    FieldError,
+    lenient::null_is_default,
+    shortened::{self, shortened},
+};
 
 /// What a sandbox may reach: the `network` of a create request, or of a security policy.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -36,6 +40,11 @@ pub struct Network {
 }
 
 impl Network {
+    /// The most bytes of all entries together.
+    pub const BYTES: usize = 1 << 20;
+    /// Of how many unknown fields the names are told.
+    const WARNED: usize = 10;
+
     /// Whether the object says nothing at all, as in `"network": {}`, which counts as absent.
     pub fn is_empty(&self) -> bool {
         self.allow_out.is_empty()
@@ -62,9 +71,30 @@ impl Network {
         }
     }
 
-    /// What was accepted and has no effect, in words.
+    /// Refuses more text than is kept for a sandbox: 1 MiB of entries together.
+    ///
+    /// # Errors
+    /// [`FieldError::Invalid`] naming the first list that is over it, below no prefix.
+    pub fn check_size(&self) -> Result<(), FieldError> {
+        let mut bytes = 0;
+        for (list, entries) in [("allow_out", &self.allow_out), ("deny_out", &self.deny_out)] {
+            bytes += entries.iter().map(String::len).sum::<usize>();
+            if bytes > Self::BYTES {
+                let problem =
+                    format!("the entries of the policy are longer than {} bytes together", Self::BYTES);
+                return Err(FieldError::invalid(list, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was accepted and has no effect, in words: of unknown fields the first ten, with the beginning of their names.
     pub fn warnings(&self) -> Vec<String> {
-        let unknown = self.unknown.keys().map(|name| format!("{name}: unknown field, ignored"));
+        let name = |name| shortened(name, shortened::FIELD);
+        let unknown = self.unknown.keys().map(|field| format!("{}: unknown field, ignored", name(field)));
+        let more = self.unknown.len().checked_sub(Self::WARNED).filter(|more| *more > 0);
+        let more = more.map(|more| format!("{more} more unknown fields, ignored"));
+        let unknown = unknown.take(Self::WARNED).chain(more);
         let mask = matches!(self.mask_request_host, Some(MaskRequestHost::Flag(true)))
             .then(|| "mask_request_host: true names no host, nothing is replaced".to_owned());
         unknown.chain(mask).collect()
@@ -163,6 +193,33 @@ mod tests {
         for open in [json!({"allowed": ["a.example"]}), json!({"allowed": [], "mask_request_host": "h"})] {
             let error = parse(open).unwrap().check().unwrap_err().to_string();
             assert!(error.starts_with("allowed: unknown field"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_unknown_fields_does_not_grow_with_them() {
+        let long = "n".repeat(1 << 20);
+        let error = parse(json!({(long.clone()): 1})).unwrap().check().unwrap_err().to_string();
+        assert!(error.starts_with("nnn") && error.len() < 500, "{} bytes", error.len());
+        let mut fields: serde_json::Map<_, _> = (0..50).map(|n| (format!("{n}{long}"), json!(1))).collect();
+        fields.insert("deny_out".to_owned(), json!(["*"]));
+        let warnings = parse(fields.into()).unwrap().warnings();
+        assert_eq!(warnings.last().unwrap(), "40 more unknown fields, ignored");
+        assert!(warnings.len() == 11 && warnings.concat().len() < 5000);
+    }
+
+    #[test]
+    fn entries_are_refused_beyond_a_mebibyte_together_by_their_list() {
+        let network = |allow: usize, deny: usize| Network {
+            allow_out: vec!["a".repeat(1 << 10); allow],
+            deny_out: vec!["a".repeat(1 << 10); deny],
+            ..Network::default()
+        };
+        network(1024, 0).check_size().unwrap();
+        network(512, 512).check_size().unwrap();
+        for (over, list) in [(network(1025, 0), "allow_out: "), (network(512, 513), "deny_out: ")] {
+            let error = over.check_size().unwrap_err().to_string();
+            assert!(error.starts_with(list), "{error}");
         }
     }
 

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::{
     FieldError, Network, Seconds, Security, Timestamp,
-    lenient::{check_envs, null_is_default},
+    lenient::{check_envs, check_size, null_is_default},
 };
 
 /// A sandbox to create. Everything has a default.
@@ -23,10 +23,10 @@ pub struct CreateSandbox {
     /// Whether traffic is inspected where the security policy asks for it. The network policy holds in any case.
     #[serde(default, deserialize_with = "null_is_default")]
     pub secure: Option<bool>,
-    /// Labels, to find the sandbox by.
+    /// Labels, to find the sandbox by: at most 256, of 64 KiB together.
     #[serde(default, deserialize_with = "null_is_default")]
     pub metadata: BTreeMap<String, String>,
-    /// Variables in the environment of every command.
+    /// Variables in the environment of every command: at most 1024, of 256 KiB together, each of less than 128 KiB.
     #[serde(default, deserialize_with = "null_is_default")]
     pub envs: BTreeMap<String, String>,
     /// Secrets by reference. Not implemented.
@@ -57,12 +57,19 @@ pub struct CreateSandbox {
 }
 
 impl CreateSandbox {
+    /// The most labels, and the most bytes of their names and values together.
+    pub const LABELS: usize = 256;
+    /// See [`Self::LABELS`].
+    pub const LABELS_BYTES: usize = 64 << 10;
+
     /// Checks everything outside of network and security policy, and refuses what this server cannot do.
     ///
     /// # Errors
     /// [`FieldError::NotImplemented`] or [`FieldError::Forbidden`] for the first field that asks for it.
-    /// [`FieldError::Invalid`] for a variable that no environment can have.
+    /// [`FieldError::Invalid`] for a variable that no environment can have, and for more variables or labels than a
+    /// sandbox can have.
     pub fn check(&self) -> Result<(), FieldError> {
+        check_size("metadata", &self.metadata, Self::LABELS, Self::LABELS_BYTES)?;
         check_envs(&self.envs)?;
         if self.resources.is_some() {
             let problem =
@@ -346,6 +353,21 @@ mod tests {
         ] {
             let error = create(value).and_then(|create| create.check()).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{field}: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn labels_are_refused_beyond_their_limits_and_taken_up_to_them() {
+        let labelled = |count: usize, bytes: usize| CreateSandbox {
+            metadata: (0..count).map(|n| (format!("k{n:03}"), "v".repeat(bytes))).collect(),
+            ..CreateSandbox::default()
+        };
+        let (most, bytes) = (CreateSandbox::LABELS, CreateSandbox::LABELS_BYTES);
+        labelled(most, bytes / most - 4).check().unwrap();
+        labelled(1, bytes - 4).check().unwrap();
+        for over in [labelled(most + 1, 0), labelled(most, bytes / most - 3), labelled(1, bytes - 3)] {
+            let error = over.check().unwrap_err().to_string();
+            assert!(error.starts_with("metadata: "), "{error}");
         }
     }
 

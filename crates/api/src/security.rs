@@ -12,6 +12,9 @@ use crate::{FieldError, Network, from_json, lenient::null_is_default};
 pub struct Security(Value);
 
 impl Security {
+    /// The most bytes of it as JSON without spaces: a network policy, and room for the other sections.
+    pub const BYTES: usize = Network::BYTES + (256 << 10);
+
     /// The policy, and the JSON it was read from.
     ///
     /// # Errors
@@ -31,7 +34,12 @@ impl Security {
         if !(value.is_object() || value.is_null()) {
             return Err(FieldError::invalid(prefix, "expected an object"));
         }
-        let policy = from_json(value.to_string().as_bytes()).map_err(|error| match error {
+        let text = value.to_string();
+        if text.len() > Self::BYTES {
+            let problem = format!("{} bytes of JSON are more than {}", text.len(), Self::BYTES);
+            return Err(FieldError::invalid(prefix, problem));
+        }
+        let policy = from_json(text.as_bytes()).map_err(|error| match error {
             FieldError::Invalid { field, problem } => {
                 FieldError::Invalid { field: format!("{prefix}.{field}"), problem }
             }
@@ -187,6 +195,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_policy_longer_than_is_kept_is_refused_by_name() {
+        let long = |bytes: usize| Security(json!({"description": "d".repeat(bytes)}));
+        let around = Security(json!({"description": ""})).0.to_string().len();
+        long(Security::BYTES - around).policy().unwrap();
+        let error = long(Security::BYTES - around + 1).policy().unwrap_err().to_string();
+        assert!(error.starts_with("security: "), "{error}");
+    }
 
     /// What the Python client 1.7.0 makes of `SecurityPolicy()`.
     fn python_default() -> Value {

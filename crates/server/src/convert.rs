@@ -19,6 +19,8 @@ use crate::error::ApiError;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 /// The template if the request names none.
 const DEFAULT_TEMPLATE: &str = "base";
+/// The most warnings about a policy that are told.
+const WARNINGS: usize = 100;
 /// What is shown instead of the value of a variable.
 const MASK: &str = "***";
 
@@ -83,14 +85,20 @@ pub(crate) fn checked_policy(
     network: &Network,
 ) -> Result<(PolicySpec, Vec<String>), ApiError> {
     static FLOOR: LazyLock<Arc<Floor>> = LazyLock::new(|| Arc::new(Floor::new([])));
-    network.check().map_err(|error| ApiError::bad_request(format!("{source}.{error}")))?;
+    let fits = network.check().and_then(|()| network.check_size());
+    fits.map_err(|error| ApiError::bad_request(format!("{source}.{error}")))?;
     let spec = policy_spec(network);
     let policy =
         Policy::compile(&spec, Arc::clone(&FLOOR)).map_err(|error| invalid_policy(source, &error))?;
     let policy_warnings = policy.warnings().iter().map(ToString::to_string);
-    let warnings = network.warnings().into_iter().chain(policy_warnings);
-    let warnings = warnings.map(|warning| format!("{source}.{warning}")).collect();
-    Ok((spec, warnings))
+    let mut warnings = network.warnings().into_iter().chain(policy_warnings);
+    let told = warnings.by_ref().take(WARNINGS).map(|warning| format!("{source}.{warning}"));
+    let mut told: Vec<_> = told.collect();
+    let more = warnings.count();
+    if more > 0 {
+        told.push(format!("{source}: {more} more warnings"));
+    }
+    Ok((spec, told))
 }
 
 /// Names the entry: policy errors begin with the list and the position in it.

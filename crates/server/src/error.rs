@@ -24,9 +24,12 @@ pub(crate) struct ApiError {
     pub(crate) retry_after: Option<u16>,
 }
 
+/// The most characters of a message. It may repeat what the request says, which is answered, and may be recorded.
+const MESSAGE: usize = 2000;
+
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), code: None, retry_after: None }
+        Self { status, message: api::shortened(message, MESSAGE), code: None, retry_after: None }
     }
 
     pub(crate) fn with_code(self, code: &'static str) -> Self {

@@ -168,6 +168,8 @@ async fn what_a_request_asks_for_and_cannot_be_done_is_refused_by_name() {
         (json!({"envs": {"A": 1}}), 400, "envs.A"),
         (json!({"metadata": {"a": ["b"]}}), 400, "metadata.a"),
         (json!({"network": {"allow_out": ["a.example.com", 5]}}), 400, "network.allow_out[1]"),
+        (json!({"envs": {"A": "x".repeat(1 << 20)}}), 400, "envs"),
+        (json!({"metadata": {"a": "x".repeat(1 << 16)}}), 400, "metadata"),
         (json!({"security": {"policy_json": "{"}}), 400, "security.policy_json"),
         (json!(["base"]), 400, "body"),
     ] {
