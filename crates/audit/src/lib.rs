@@ -8,7 +8,8 @@
 //! - Recording is synchronous and never waits for the disk: it takes a lock for about a microsecond.
 //! - Memory is bounded. When the queue is full, the oldest refusal of the sandbox with the most of them is dropped,
 //!   and only if there is none the oldest other network event. Events of the life cycle are kept. What was dropped
-//!   is counted, and an `audit_gap` event says so as soon as there is room.
+//!   is counted, and an `audit_gap` event says so as soon as there is room. The detail of an event is at most
+//!   [`MAX_DETAIL`] bytes.
 //! - The disk is bounded too, by [`AuditConfig::retention`] and [`AuditConfig::max_bytes`].
 //! - Identical refusals within ten seconds are one event whose count grows; once the event is stored, its count is
 //!   written again every second. Allowed flows are never folded.
@@ -16,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod detail;
 mod follow;
 mod queue;
 mod recorder;
@@ -42,7 +44,9 @@ use tokio::{
 };
 
 pub use crate::{
+    detail::MAX_DETAIL,
     follow::{Subscription, Update},
+    queue::ATTEMPTS,
     recorder::Recorder,
 };
 use crate::{
@@ -110,6 +114,7 @@ pub struct AuditStats {
     /// - `database_full`: stored events that were deleted before their time;
     /// - those of the sources, such as `kernel_log_limit`.
     pub dropped: BTreeMap<&'static str, u64>,
+    /// - `attempt_limit`: refused attempts of one sandbox beyond [`ATTEMPTS`] within ten seconds;
     /// Transactions that failed; each is tried again or counted as `store_failed`.
     pub write_failures: u64,
     /// Events and changes in memory that are not written yet.
@@ -187,7 +192,8 @@ impl Audit {
     pub fn admin(&self, kind: &'static str, detail: serde_json::Value) {
         self.inner.shared.with(|queue, now| {
             let mut record = EventRecord::new(0, now.time, Category::Admin, kind);
-            record.detail = Some(detail);
+            record.detail = detail;
+        let detail = detail::bounded(detail);
             queue.push(None, record, now);
         });
     }

@@ -24,6 +24,14 @@ pub(crate) const STORE_FAILED: &str = "store_failed";
 /// The reason of an `audit_gap`: so many flows have an event, but not their bytes and duration.
 pub(crate) const TOTALS_LOST: &str = "totals_lost";
 
+/// The reason of an `audit_gap`: a sandbox had more refused attempts within [`ATTEMPTS_WINDOW`] than are recorded one by
+/// one.
+pub(crate) const ATTEMPT_LIMIT: &str = "attempt_limit";
+
+/// How many refused attempts of one sandbox within ten seconds are recorded one by one.
+pub const ATTEMPTS: u32 = 10;
+const ATTEMPTS_WINDOW: Duration = Duration::from_secs(10);
+
 const GAP: &str = "audit_gap";
 
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +78,9 @@ pub(crate) struct Queue {
     folds: HashMap<FoldKey, Fold>,
     /// The folds in the order in which they end. One that was replaced or given up is still in here.
     fold_ends: VecDeque<(Instant, u64, FoldKey)>,
+    /// Refused attempts of each sandbox, since when the first of them was. Windows that are over are taken out when a new
+    /// one begins.
+    attempts: HashMap<Arc<str>, (Instant, u32)>,
     counters: Counters,
 }
 
@@ -173,6 +184,7 @@ impl Queue {
             gaps: BTreeMap::new(),
             folds: HashMap::new(),
             fold_ends: VecDeque::new(),
+            attempts: HashMap::new(),
             counters: Counters::default(),
         }
     }
@@ -227,6 +239,23 @@ impl Queue {
                 self.kept.push_back(record);
             }
         }
+    }
+
+    /// Records that something was refused, if there were not too many such attempts just now.
+    pub(crate) fn attempt(&mut self, sandbox: &Arc<str>, record: EventRecord, now: Moment) {
+        let is_over = |since: Instant| now.instant.duration_since(since) >= ATTEMPTS_WINDOW;
+        if self.attempts.get(sandbox).is_none_or(|(since, _)| is_over(*since)) {
+            self.attempts.retain(|_, (since, _)| !is_over(*since));
+            if self.attempts.len() >= self.limits.folds.max(1) {
+                return self.gap(Some(Arc::clone(sandbox)), ATTEMPT_LIMIT, 1);
+            }
+        }
+        let (_, count) = self.attempts.entry(Arc::clone(sandbox)).or_insert((now.instant, 0));
+        if *count >= ATTEMPTS {
+            return self.gap(Some(Arc::clone(sandbox)), ATTEMPT_LIMIT, 1);
+        }
+        *count += 1;
+        self.push(Some(sandbox), record, now);
     }
 
     /// Adds the totals of a flow to its event, wherever that is by now.

@@ -6,7 +6,7 @@ use policy::{FlowEvent, FlowTotals};
 use serde_json::Value;
 use store::{Category, EventRecord};
 
-use crate::Audit;
+use crate::{Audit, detail};
 
 /// Records the events of one sandbox. Every method returns at once: none waits for the store.
 #[derive(Clone, Debug)]
@@ -49,14 +49,29 @@ impl Recorder {
         self.event(Category::Lifecycle, kind, detail);
     }
 
+    /// Records something that was asked for and refused, such as `policy_change_refused`. As [`Self::lifecycle`], but of
+    /// more than [`ATTEMPTS`] within ten seconds only the number is kept, in an `audit_gap` with the reason
+    /// `attempt_limit`: who may ask is not who may fill the disk.
+    ///
+    /// [`ATTEMPTS`]: crate::ATTEMPTS
+    pub fn attempt(&self, kind: impl Into<Cow<'static, str>>, detail: Value) {
+        let detail = detail::bounded(detail);
+        self.audit.inner.shared.with(|queue, now| {
+            let mut record = EventRecord::new(0, now.time, Category::Lifecycle, kind);
+            record.detail = detail;
+            queue.attempt(&self.sandbox, record, now);
+        });
+    }
+
     /// Records an activity of any other kind, such as a command.
     pub fn event(&self, category: Category, kind: impl Into<Cow<'static, str>>, detail: Value) {
         if !self.enabled && !category.is_always_recorded() {
             return;
         }
+        let detail = detail::bounded(detail);
         self.audit.inner.shared.with(|queue, now| {
             let mut record = EventRecord::new(0, now.time, category, kind);
-            record.detail = (!detail.is_null()).then_some(detail);
+            record.detail = detail;
             queue.push(Some(&self.sandbox), record, now);
         });
     }

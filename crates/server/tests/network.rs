@@ -143,6 +143,24 @@ async fn an_invalid_policy_changes_nothing_names_the_entry_and_is_recorded() {
 }
 
 #[tokio::test]
+async fn a_refused_policy_is_recorded_in_few_words_and_few_times_however_much_is_sent() {
+    let (lab, id) = lab().await;
+    let token = token(&lab, &id).await;
+    let long = "n".repeat(1 << 20);
+    for _ in 0..15 {
+        let (message, _) = put(&lab, &id, &token, &json!({(long.clone()): 1})).await.error(400);
+        assert!(message.starts_with("network.nnn") && message.len() < 1000, "{} bytes", message.len());
+    }
+    let refused = events(&lab, &id, "policy_change_refused").await;
+    assert_eq!(refused.len(), 10);
+    assert!(refused.iter().all(|event| event.to_string().len() < 2000), "{}", refused[0]);
+    let query = EventQuery { kinds: vec!["audit_gap".to_owned()], ..EventQuery::default() };
+    let gaps = lab.store.events().query(&query).await.unwrap().events;
+    assert!(gaps.iter().all(|gap| gap.reason.as_deref() == Some("attempt_limit")), "{gaps:?}");
+    assert_eq!(gaps.iter().map(|gap| gap.count).sum::<u64>(), 5);
+}
+
+#[tokio::test]
 async fn an_update_that_fails_on_the_way_says_that_the_old_policy_is_in_force() {
     let (lab, id) = lab().await;
     let (message, code) =

@@ -292,3 +292,32 @@ fn ids_grow_when_the_clock_jumps_back() {
     let mut restarted = Queue::new(LIMITS, later + 77);
     assert_eq!(restarted.flow(&a, allowed(1), clock.0), later + 78);
 }
+
+#[test]
+fn of_many_refused_attempts_of_a_sandbox_the_first_are_recorded_and_the_others_counted() {
+    let mut queue = Queue::new(LIMITS, 0);
+    let mut clock = Clock::new();
+    let (a, b) = (sandbox("sbx-a"), sandbox("sbx-b"));
+    let attempt = |queue: &mut Queue, of: &Arc<str>, now: Moment| {
+        queue.attempt(of, EventRecord::new(0, now.time, Category::Lifecycle, "policy_change_refused"), now);
+    };
+    for _ in 0..ATTEMPTS + 5 {
+        attempt(&mut queue, &a, clock.tick(Duration::from_millis(10)));
+    }
+    attempt(&mut queue, &b, clock.tick(Duration::from_millis(10)));
+    let of = |drained: &Drained, id: &str| -> Vec<(String, Option<String>, u64)> {
+        let of = drained.events.iter().filter(|event| event.sandbox_id.as_deref() == Some(id));
+        of.map(|event| (event.kind.to_string(), event.reason.as_deref().map(str::to_owned), event.count))
+            .collect()
+    };
+    let drained = queue.take(clock.0).sort();
+    let recorded = ("policy_change_refused".to_owned(), None, 1);
+    let mut expected = vec![recorded.clone(); ATTEMPTS as usize];
+    expected.push((GAP.to_owned(), Some(ATTEMPT_LIMIT.to_owned()), 5));
+    assert_eq!(of(&drained, "sbx-a"), expected);
+    assert_eq!(of(&drained, "sbx-b"), [recorded.clone()]);
+
+    attempt(&mut queue, &a, clock.tick(ATTEMPTS_WINDOW));
+    assert_eq!(of(&queue.take(clock.0).sort(), "sbx-a"), [recorded]);
+    assert_eq!(queue.attempts.len(), 1, "windows that are over are not kept");
+}

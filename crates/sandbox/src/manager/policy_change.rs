@@ -64,7 +64,7 @@ impl Manager {
             if let Err(error) = &changed {
                 let detail =
                     json!({ "by": by, "generation": living.record().generation, "message": error.to_string() });
-                manager.recorder(&living.record()).lifecycle("policy_change_refused", detail);
+                manager.recorder(&living.record()).attempt("policy_change_refused", detail);
             }
             changed
         }))

@@ -75,7 +75,7 @@ fn requested(body: &[u8]) -> Result<(Network, PolicySpec, Vec<String>), ApiError
 /// Records an attempt that does not come as far as the manager, which records the others.
 fn refused(app: &App, record: &SandboxRecord, caller: &PolicyCaller, error: &ApiError) {
     let detail = json!({ "by": caller.by(), "generation": record.generation, "message": error.message });
-    app.audit.recorder(&record.id, record.audit_enabled).lifecycle("policy_change_refused", detail);
+    app.audit.recorder(&record.id, record.audit_enabled).attempt("policy_change_refused", detail);
 }
 
 /// Makes a token with which the policy of the sandbox can be narrowed, and nothing else be done.
