@@ -67,9 +67,11 @@ pub struct AuditConfig {
     pub gather: Duration,
     /// How long the growth of a written event's count may wait. Each time it is written, it is a link of the chain.
     pub repeat_every: Duration,
-    /// How old a stored event may become.
+    /// How old a stored event may become, and how long a sandbox that has ended is remembered.
     pub retention: Duration,
-    /// How much the database may hold before the sandbox with the most events loses its oldest.
+    /// How many bytes of records of ended sandboxes of one account are remembered, the newest ones.
+    pub killed_bytes: u64,
+    /// How much the events may take in the database before the sandbox with the most events loses its oldest.
     pub max_bytes: u64,
     /// How often the two are looked after.
     pub prune_every: Duration,
@@ -86,6 +88,7 @@ impl Default for AuditConfig {
             gather: Duration::from_millis(50),
             repeat_every: Duration::from_secs(1),
             retention: Duration::from_secs(7 * 24 * 60 * 60),
+            killed_bytes: 64 << 20,
             max_bytes: 2 << 30,
             prune_every: Duration::from_secs(5 * 60),
             follower_lag: 4096,
@@ -111,10 +114,10 @@ pub struct AuditStats {
     /// - `queue_full`: events came faster than the disk takes them;
     /// - `store_failed`: the store refused them for other reasons than a full disk;
     /// - `totals_lost`: a flow has its event, but not its bytes and duration;
+    /// - `attempt_limit`: refused attempts of one sandbox beyond [`ATTEMPTS`] within ten seconds;
     /// - `database_full`: stored events that were deleted before their time;
     /// - those of the sources, such as `kernel_log_limit`.
     pub dropped: BTreeMap<&'static str, u64>,
-    /// - `attempt_limit`: refused attempts of one sandbox beyond [`ATTEMPTS`] within ten seconds;
     /// Transactions that failed; each is tried again or counted as `store_failed`.
     pub write_failures: u64,
     /// Events and changes in memory that are not written yet.
@@ -190,10 +193,10 @@ impl Audit {
 
     /// Records something about the service itself, such as `key_created`.
     pub fn admin(&self, kind: &'static str, detail: serde_json::Value) {
+        let detail = detail::bounded(detail);
         self.inner.shared.with(|queue, now| {
             let mut record = EventRecord::new(0, now.time, Category::Admin, kind);
             record.detail = detail;
-        let detail = detail::bounded(detail);
             queue.push(None, record, now);
         });
     }

@@ -11,6 +11,8 @@ use crate::{AuditConfig, Shared};
 
 /// The reason of an `audit_gap`: the database was too large, and a sandbox lost its oldest events before their time.
 const DATABASE_FULL: &str = "database_full";
+/// The state of sandboxes that have ended, as it is stored.
+const KILLED: &str = "killed";
 /// How many events one statement deletes, and how long others may write before the next.
 const STEP: u32 = 2000;
 const WORTHWHILE: u64 = 10;
@@ -43,6 +45,9 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Store, config: AuditConfig) 
         if let Err(error) = prune(&shared, &store, &config, now).await {
             tracing::warn!(%error, "old events cannot be deleted");
         }
+        if let Err(error) = forget_sandboxes(&store, &config, now).await {
+            tracing::warn!(%error, "sandboxes that have ended cannot be forgotten");
+        }
         sleep(config.prune_every.max(PAUSE)).await;
     }
 }
@@ -59,13 +64,32 @@ async fn prune(
             sleep(PAUSE).await;
         }
     }
-    while store.events().bytes_used().await? > config.max_bytes {
+    if store.events().database_bytes().await? <= config.max_bytes {
+        return Ok(());
+    }
+    // Events are not to pay for what is no event, however much that is.
+    let others = store.events().other_bytes().await?;
+    while store.events().database_bytes().await?.saturating_sub(others) > config.max_bytes {
         let Some((sandbox, count)) = store.events().prune_largest(STEP).await? else { return Ok(()) };
         shared.with(|queue, _| queue.gap(sandbox.map(Into::into), DATABASE_FULL, count));
         if count < WORTHWHILE {
             // If the largest has so few, it is not the events that fill the database.
             return Ok(());
         }
+        sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Forgets sandboxes that have ended so long ago that none of their events is left, and those with which an account takes
+/// too much.
+async fn forget_sandboxes(store: &Store, config: &AuditConfig, now: Timestamp) -> Result<(), StoreError> {
+    if let Ok(before) = now.checked_sub(config.retention) {
+        while store.sandboxes().prune(KILLED, before, STEP).await? >= u64::from(STEP) {
+            sleep(PAUSE).await;
+        }
+    }
+    while store.sandboxes().prune_beyond(KILLED, config.killed_bytes, STEP).await? >= u64::from(STEP) {
         sleep(PAUSE).await;
     }
     Ok(())

@@ -8,7 +8,7 @@ use audit::{Audit, AuditConfig, AuditError, AuditStats, Recorder, Subscription, 
 use jiff::Timestamp;
 use policy::{Decision, EventKind, FlowEvent, FlowTotals, List, NameSource, Protocol, Reason, Rule, Verdict};
 use serde_json::json;
-use store::{Category, EventBatch, EventQuery, EventRecord, EventUpdate, Store};
+use store::{Category, EventBatch, EventQuery, EventRecord, EventUpdate, SandboxRecord, Store};
 use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -301,6 +301,60 @@ async fn a_database_that_grows_too_large_loses_events_and_says_so() {
     assert_eq!((seen[0].reason.as_deref(), seen[0].count), (Some("database_full"), 400));
     assert_eq!(seen[0].sandbox_id.as_deref(), Some("sbx-loud"));
     assert!(store.events().bytes_used().await.unwrap() <= 1 << 20);
+}
+
+fn ended(id: &str, account: &str, label: usize) -> SandboxRecord {
+    SandboxRecord {
+        id: id.to_owned(),
+        account: account.to_owned(),
+        template_id: "tpl-base".to_owned(),
+        name: String::new(),
+        state: "killed".to_owned(),
+        metadata: [("label".to_owned(), "x".repeat(label))].into(),
+        envs: [].into(),
+        spec: json!({}),
+        audit_enabled: true,
+        created_at: Timestamp::now(),
+        started_at: None,
+        end_at: None,
+        timeout_s: 0,
+        on_timeout: "kill".to_owned(),
+        auto_resume: false,
+        host: json!({}),
+        generation: 1,
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_event_costs_no_event_however_much_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    let event = |id| EventRecord::new(id, Timestamp::now(), Category::Network, "egress_blocked");
+    let inserts = (1..=20).map(event).collect();
+    store.events().write(&EventBatch { inserts, updates: Vec::new() }).await.unwrap();
+    // Some MiB of sandboxes and of answers.
+    let mut alive = ended("sbx-00000000", "acme", 2 << 20);
+    alive.state = "running".to_owned();
+    store.sandboxes().put(&alive).await.unwrap();
+    store.idempotency().begin("acme", "k", b"hash").await.unwrap();
+    store.idempotency().finish("acme", "k", 201, &vec![b'x'; 2 << 20]).await.unwrap();
+    store.sandboxes().put(&ended("sbx-gone0000", "acme", 2 << 20)).await.unwrap();
+    assert!(store.events().database_bytes().await.unwrap() > 6 << 20);
+    assert!(store.events().bytes_used().await.unwrap() < 1 << 20);
+
+    let config = AuditConfig { max_bytes: 1 << 20, killed_bytes: 1 << 20, ..AuditConfig::default() };
+    let audit = Audit::start(store.clone(), config).await.unwrap();
+    // The last thing of a round: the sandbox that is too much is forgotten.
+    timeout(DEADLINE, async {
+        while store.sandboxes().get("sbx-gone0000").await.unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    let seen = events(&store, &audit).await;
+    assert_eq!(seen.iter().map(|event| event.id).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+    assert!(store.sandboxes().get("sbx-00000000").await.unwrap().is_some());
 }
 
 #[tokio::test]

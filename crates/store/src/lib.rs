@@ -49,7 +49,9 @@ pub use crate::{
     idempotency::{Begin, Idempotency, REPLAY_WINDOW},
     keys::{KeyRecord, Keys, MAX_KEYS, MAX_REVOKED_KEYS, Revocation},
     ratchets::{RatchetRecord, Ratchets},
-    sandboxes::{InvalidSandboxCursor, SandboxCursor, SandboxFilter, SandboxPage, SandboxRecord, Sandboxes},
+    sandboxes::{
+        InvalidSandboxCursor, PAGE_BYTES, SandboxCursor, SandboxFilter, SandboxPage, SandboxRecord, Sandboxes,
+    },
     usage::{Day, Metered, MoreUsage, Usage, UsageDay},
 };
 use crate::{directory::DirectoryLock, revocations::Revocations};

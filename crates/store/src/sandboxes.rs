@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteExecutor, sqlite::SqliteRow};
 
@@ -10,6 +11,9 @@ use crate::{
     error::doing,
     value::{Reader, json, micros, signed},
 };
+
+/// The most bytes of records on a page whose number of sandboxes is limited.
+pub const PAGE_BYTES: usize = 8 << 20;
 
 /// A sandbox as it is stored.
 #[derive(Clone, PartialEq)]
@@ -82,7 +86,7 @@ pub struct SandboxFilter {
     pub states: Vec<String>,
     /// Only with all of these in their metadata.
     pub metadata: BTreeMap<String, String>,
-    /// At most this many.
+    /// At most this many, and then at most [`PAGE_BYTES`] of records.
     pub limit: Option<u32>,
     /// Only those after this one. The other fields must be as they were.
     pub after: Option<SandboxCursor>,
@@ -190,12 +194,20 @@ impl Sandboxes<'_> {
         let wanted = filter.limit.map_or(-1, |limit| i64::from(limit) + 1);
         select.push(" ORDER BY created_at DESC, id LIMIT ").push_bind(wanted);
         select.push(" OFFSET ").push_bind(i64::from(filter.offset));
-        let rows = select.build().fetch_all(&self.store.readers).await.map_err(doing(ACTION))?;
-        let mut sandboxes = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-
-        let limit = filter.limit.and_then(|limit| usize::try_from(limit).ok());
-        let more = limit.is_some_and(|limit| sandboxes.len() > limit);
-        sandboxes.truncate(limit.unwrap_or(usize::MAX));
+        let limit = filter.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let (mut sandboxes, mut bytes, mut more) = (Vec::new(), 0, false);
+        let mut rows = select.build().fetch(&self.store.readers);
+        while let Some(row) = rows.try_next().await.map_err(doing(ACTION))? {
+            bytes += bytes_of(&row).map_err(doing(ACTION))?;
+            // A page that is limited in number is in bytes, too; one sandbox is always on it.
+            if sandboxes.len() >= limit
+                || (filter.limit.is_some() && bytes > PAGE_BYTES && !sandboxes.is_empty())
+            {
+                more = true;
+                break;
+            }
+            sandboxes.push(read(&row)?);
+        }
         let next = sandboxes.last().filter(|_| more).map(SandboxCursor::at);
         Ok(SandboxPage { sandboxes, total: u64::try_from(total).unwrap_or(0), next })
     }
@@ -210,17 +222,56 @@ impl Sandboxes<'_> {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Forgets the sandboxes that have been in `state` without a change since before `before`. Says how many.
-    pub async fn prune(&self, state: &str, before: Timestamp) -> Result<u64, StoreError> {
-        let done = sqlx::query("DELETE FROM sandboxes WHERE state = ? AND updated_at < ?")
-            .bind(state)
-            .bind(micros(before))
-            .execute(&self.store.writer)
-            .await
-            .map_err(doing("forget old sandboxes"))?;
+    /// Forgets up to `limit` of the sandboxes that have been in `state` without a change since before `before`. Says how
+    /// many; fewer than `limit` means done.
+    pub async fn prune(&self, state: &str, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        let done = sqlx::query(
+            "DELETE FROM sandboxes WHERE id IN \
+             (SELECT id FROM sandboxes WHERE state = ? AND updated_at < ? ORDER BY updated_at LIMIT ?)",
+        )
+        .bind(state)
+        .bind(micros(before))
+        .bind(limit)
+        .execute(&self.store.writer)
+        .await
+        .map_err(doing("forget old sandboxes"))?;
+        Ok(done.rows_affected())
+    }
+
+    /// Forgets up to `limit` of the sandboxes in `state` of which their account has newer ones whose records take
+    /// `most_bytes` already. Says how many; fewer than `limit` means done.
+    pub async fn prune_beyond(&self, state: &str, most_bytes: u64, limit: u32) -> Result<u64, StoreError> {
+        const ACTION: &str = "forget sandboxes whose records take too much";
+        // Found by a reader: it looks at all records, for which nobody who writes should wait. The length of a text is
+        // known without reading it.
+        let ids: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+            "SELECT id FROM (SELECT id, sum({RECORD_BYTES}) OVER \
+             (PARTITION BY account ORDER BY updated_at DESC, id) AS bytes FROM sandboxes WHERE state = ?) \
+             WHERE bytes > ? LIMIT ?",
+        )))
+        .bind(state)
+        .bind(signed(most_bytes))
+        .bind(limit)
+        .fetch_all(&self.store.readers)
+        .await
+        .map_err(doing(ACTION))?;
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let done =
+            sqlx::query("DELETE FROM sandboxes WHERE state = ? AND id IN (SELECT value FROM json_each(?))")
+                .bind(state)
+                .bind(json(&ids))
+                .execute(&self.store.writer)
+                .await
+                .map_err(doing(ACTION))?;
         Ok(done.rows_affected())
     }
 }
+
+/// About what a record takes in the database, in bytes: what clients can make long, and the rest.
+const RECORD_BYTES: &str =
+    "octet_length(metadata) + octet_length(envs) + octet_length(spec) + octet_length(host) + 512";
 
 /// Writes a sandbox, new or changed.
 pub(crate) async fn put(to: impl SqliteExecutor<'_>, sandbox: &SandboxRecord) -> Result<(), StoreError> {
@@ -247,6 +298,13 @@ pub(crate) async fn put(to: impl SqliteExecutor<'_>, sandbox: &SandboxRecord) ->
         .await
         .map_err(doing("record the sandbox"))?;
     Ok(())
+}
+
+/// The texts of a row that clients can make long, in bytes.
+fn bytes_of(row: &SqliteRow) -> Result<usize, sqlx::Error> {
+    ["metadata", "envs", "spec", "host"]
+        .into_iter()
+        .try_fold(0, |bytes, column| Ok(bytes + row.try_get::<&str, _>(column)?.len()))
 }
 
 const PUT: &str = "INSERT INTO sandboxes (id, account, template_id, name, state, metadata, envs, spec, \

@@ -8,7 +8,7 @@ use jiff::{Timestamp, ToSpan};
 use serde_json::json;
 use store::{
     Begin, Category, EventBatch, EventQuery, EventRecord, EventUpdate, KeyRecord, MAX_KEYS, MAX_REVOKED_KEYS,
-    Order, Revocation, SandboxCursor, SandboxFilter, SandboxRecord, Store, StoreError,
+    Order, PAGE_BYTES, Revocation, SandboxCursor, SandboxFilter, SandboxRecord, Store, StoreError,
 };
 
 fn sandbox(id: &str, account: &str, state: &str) -> SandboxRecord {
@@ -271,9 +271,61 @@ async fn only_old_sandboxes_of_the_state_are_pruned() {
     let store = open(dir.path()).await;
     store.sandboxes().put(&sandbox("sbx-killed00", "acme", "killed")).await.unwrap();
     store.sandboxes().put(&sandbox("sbx-running0", "acme", "running")).await.unwrap();
-    assert_eq!(store.sandboxes().prune("killed", now() - 1.hour()).await.unwrap(), 0);
-    assert_eq!(store.sandboxes().prune("killed", now() + 1.hour()).await.unwrap(), 1);
+    assert_eq!(store.sandboxes().prune("killed", now() - 1.hour(), 9).await.unwrap(), 0);
+    store.sandboxes().put(&sandbox("sbx-killed01", "acme", "killed")).await.unwrap();
+    assert_eq!(store.sandboxes().prune("killed", now() + 1.hour(), 1).await.unwrap(), 1);
+    assert_eq!(store.sandboxes().prune("killed", now() + 1.hour(), 9).await.unwrap(), 1);
     assert!(store.sandboxes().get("sbx-running0").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn an_account_that_has_ended_too_many_sandboxes_pushes_out_its_own_oldest() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let mut large = sandbox("sbx-large000", "acme", "killed");
+    large.metadata = BTreeMap::from([("label".to_owned(), "x".repeat(10_000))]);
+    for (id, account, state) in [
+        ("sbx-oldest00", "acme", "killed"),
+        ("sbx-running0", "acme", "running"),
+        ("sbx-newest00", "acme", "killed"),
+        ("sbx-other000", "other", "killed"),
+    ] {
+        let (id, account, state) = (id.to_owned(), account.to_owned(), state.to_owned());
+        let record = SandboxRecord { id, account, state, ..large.clone() };
+        store.sandboxes().put(&record).await.unwrap();
+    }
+    assert_eq!(store.sandboxes().prune_beyond("killed", 30_000, 9).await.unwrap(), 0);
+    assert_eq!(store.sandboxes().prune_beyond("killed", 20_000, 9).await.unwrap(), 1);
+    assert!(store.sandboxes().get("sbx-oldest00").await.unwrap().is_none());
+    assert_eq!(store.sandboxes().list(&SandboxFilter::default()).await.unwrap().total, 3);
+}
+
+#[tokio::test]
+async fn a_page_ends_where_its_records_are_too_long_and_the_next_goes_on_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    for n in 0..5 {
+        let mut record = sandbox(&format!("sbx-0000000{n}"), "acme", "running");
+        // Two of them are more than a page, and so is the last alone.
+        let length = if n == 4 { PAGE_BYTES + 1 } else { PAGE_BYTES / 2 };
+        record.spec = json!({ "text": "x".repeat(length) });
+        record.created_at = Timestamp::from_second(1000 - n).unwrap();
+        store.sandboxes().put(&record).await.unwrap();
+    }
+    let (mut after, mut pages) = (None, Vec::new());
+    loop {
+        let filter = SandboxFilter { limit: Some(100), after, ..SandboxFilter::default() };
+        let page = store.sandboxes().list(&filter).await.unwrap();
+        assert_eq!(page.total, 5);
+        pages.push(page.sandboxes.len());
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(pages, [1, 1, 1, 1, 1]);
+    let all = store.sandboxes().list(&SandboxFilter::default()).await.unwrap();
+    assert_eq!((all.sandboxes.len(), all.next), (5, None), "who asks for all gets all");
 }
 
 #[test]

@@ -152,8 +152,15 @@ impl Events<'_> {
         verify::run(&self.store.readers, sandbox.unwrap_or(SERVICE), wanted).await
     }
 
-    /// The bytes that the database has in use.
+    /// The bytes that the events have in use, with everything that belongs to them. What else is in the database is
+    /// measured by reading all of it, so whoever asks often looks at [`Self::database_bytes`] first.
     pub async fn bytes_used(&self) -> Result<u64, StoreError> {
+        let others = self.other_bytes().await?;
+        Ok(self.database_bytes().await?.saturating_sub(others))
+    }
+
+    /// The bytes that the whole database has in use.
+    pub async fn database_bytes(&self) -> Result<u64, StoreError> {
         let bytes: i64 = sqlx::query_scalar(
             "SELECT (pages.page_count - free.freelist_count) * size.page_size \
              FROM pragma_page_count AS pages, pragma_freelist_count AS free, pragma_page_size AS size",
@@ -162,5 +169,29 @@ impl Events<'_> {
         .await
         .map_err(doing("measure the database"))?;
         Ok(u64::try_from(bytes).unwrap_or(0))
+    }
+
+    /// The bytes of the tables and indexes of the database that hold no events.
+    pub async fn other_bytes(&self) -> Result<u64, StoreError> {
+        const ACTION: &str = "measure what is no event";
+        let names: Vec<String> = sqlx::query_scalar(
+            "SELECT name FROM sqlite_schema WHERE rootpage > 0 \
+             AND tbl_name NOT IN ('events', 'chains', 'chain_records', 'unchained')",
+        )
+        .fetch_all(&self.store.readers)
+        .await
+        .map_err(doing(ACTION))?;
+        let mut total: u64 = 0;
+        for name in names {
+            // One at a time, because only a name given like this keeps the others from being read.
+            let bytes: Option<i64> =
+                sqlx::query_scalar("SELECT pgsize FROM dbstat WHERE name = ? AND aggregate = TRUE")
+                    .bind(name)
+                    .fetch_optional(&self.store.readers)
+                    .await
+                    .map_err(doing(ACTION))?;
+            total = total.saturating_add(bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0));
+        }
+        Ok(total)
     }
 }
