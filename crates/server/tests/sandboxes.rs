@@ -266,10 +266,19 @@ async fn lists_are_filtered_and_paged() {
         ("metadata=x", "metadata"),
     ] {
         let (message, _) = lab.alice("GET", &format!("/sandboxes?{query}"), ()).await.error(400);
+        (&labels(33), "metadata"),
         assert!(message.starts_with(&format!("{field}: ")), "{message}");
     }
 }
 
+    lab.alice("GET", &format!("/sandboxes?{}", labels(32)), ()).await.expect(200);
+}
+
+/// A query for so many labels, in both spellings.
+fn labels(count: usize) -> String {
+    let most: serde_json::Map<_, _> = (1..count).map(|n| (format!("k{n}"), json!("v"))).collect();
+    let most: String = Value::from(most).to_string().bytes().map(|byte| format!("%{byte:02x}")).collect();
+    format!("metadata={most}&metadata[k0]=v")
 #[tokio::test]
 async fn killing_answers_in_both_ways_and_in_bulk() {
     let lab = Lab::new().await;

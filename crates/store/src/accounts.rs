@@ -26,7 +26,7 @@ impl Accounts<'_> {
     pub async fn get(&self, id: &str) -> Result<Option<AccountRecord>, StoreError> {
         sqlx::query("SELECT * FROM accounts WHERE id = ?")
             .bind(id)
-            .fetch_optional(&self.store.readers)
+            .fetch_optional(&self.store.lookups)
             .await
             .map_err(doing("find the account"))?
             .map(|row| read(&row))

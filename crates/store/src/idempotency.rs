@@ -62,7 +62,7 @@ impl Idempotency<'_> {
             sqlx::query("SELECT body_hash, status, body FROM idempotency WHERE account = ? AND key = ?")
                 .bind(account)
                 .bind(key)
-                .fetch_optional(&self.store.readers)
+                .fetch_optional(&self.store.lookups)
                 .await
                 .map_err(doing(ACTION))?;
         // Abandoned between the two statements: the client is told to repeat, and its repeat will be new.

@@ -119,7 +119,7 @@ impl Keys<'_> {
     pub async fn by_hash(&self, hash: &[u8; 32]) -> Result<Option<KeyRecord>, StoreError> {
         sqlx::query("SELECT * FROM keys WHERE hash = ? AND NOT revoked")
             .bind(hash.as_slice())
-            .fetch_optional(&self.store.readers)
+            .fetch_optional(&self.store.lookups)
             .await
             .map_err(doing("find the key"))?
             .map(|row| read(&row))
@@ -160,7 +160,7 @@ impl Keys<'_> {
         .bind(id)
         .bind(account)
         .bind(account)
-        .fetch_one(&self.store.readers)
+        .fetch_one(&self.store.lookups)
         .await
         .map_err(doing(ACTION))?;
         Ok(if there { Revocation::Before } else { Revocation::NoSuchKey })

@@ -65,6 +65,9 @@ pub const LOCK: &str = "lock";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Reading connections: queries of the API, beside the one writer.
 const READERS: u32 = 4;
+/// Reading connections for what is found by its key, which is quick, and which every request needs: a query that takes
+/// long, of whomever, does not keep others from being let in.
+const LOOKUPS: u32 = 2;
 
 /// An open data directory. Clones share it; the lock is released when the last one is gone.
 #[derive(Clone, Debug)]
@@ -79,6 +82,7 @@ struct Inner {
     /// One connection with `synchronous = FULL`: a commit on it is on the disk when it returns.
     durable: SqlitePool,
     readers: SqlitePool,
+    lookups: SqlitePool,
     /// Nothing is revoked through a store that was opened only to read.
     revocations: Option<Revocations>,
     /// Held for its lifetime by the one daemon of the directory.
@@ -133,6 +137,7 @@ impl Store {
             inner: Arc::new(Inner {
                 writer: readers.clone(),
                 durable: readers.clone(),
+                lookups: readers.clone(),
                 readers,
                 revocations: None,
                 _lock: None,
@@ -154,7 +159,8 @@ impl Store {
             inner: Arc::new(Inner {
                 writer,
                 durable: pool(1).connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full)),
-                readers: pool(READERS).connect_lazy_with(options.pragma("query_only", "on")),
+                readers: pool(READERS).connect_lazy_with(options.clone().pragma("query_only", "on")),
+                lookups: pool(LOOKUPS).connect_lazy_with(options.pragma("query_only", "on")),
                 revocations: Some(Revocations::open(dir)?),
                 _lock: lock,
             }),
@@ -200,6 +206,7 @@ impl Store {
     /// Later calls on clones fail.
     pub async fn close(&self) {
         self.inner.readers.close().await;
+        self.inner.lookups.close().await;
         self.inner.durable.close().await;
         self.inner.writer.close().await;
     }
@@ -264,6 +271,34 @@ mod tests {
         limit(1000).await;
         store.events().write(&batch).await.unwrap();
         assert_eq!(store.events().last_id().await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn queries_that_take_long_keep_no_key_from_being_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let hash = [7; 32];
+        let key = KeyRecord {
+            id: "key-1".to_owned(),
+            account: "acme".to_owned(),
+            name: "ci".to_owned(),
+            hash,
+            masked: "m".to_owned(),
+            created_at: Timestamp::UNIX_EPOCH,
+            revoked: false,
+        };
+        assert!(store.keys().put(&key).await.unwrap());
+        assert_eq!(store.idempotency().begin("acme", "k", b"hash").await.unwrap(), Begin::New);
+        // As many queries as there can be at a time, none of which ends.
+        let mut queries = Vec::new();
+        for _ in 0..READERS {
+            queries.push(store.inner.readers.acquire().await.unwrap());
+        }
+        assert!(store.inner.readers.try_acquire().is_none());
+        assert_eq!(store.keys().by_hash(&hash).await.unwrap(), Some(key));
+        assert_eq!(store.ratchets().by_hash(&hash, "running").await.unwrap(), None);
+        assert_eq!(store.sandboxes().get("sbx-00000000").await.unwrap(), None);
+        assert_eq!(store.idempotency().begin("acme", "k", b"hash").await.unwrap(), Begin::InProgress);
     }
 
     #[tokio::test]

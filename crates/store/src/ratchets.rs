@@ -73,7 +73,7 @@ impl Ratchets<'_> {
         )
         .bind(hash.as_slice())
         .bind(ended)
-        .fetch_optional(&self.store.readers)
+        .fetch_optional(&self.store.lookups)
         .await
         .map_err(doing("find the ratchet token"))?
         .map(|row| read(&row))

@@ -168,7 +168,7 @@ impl Sandboxes<'_> {
     pub async fn get(&self, id: &str) -> Result<Option<SandboxRecord>, StoreError> {
         sqlx::query("SELECT * FROM sandboxes WHERE id = ?")
             .bind(id)
-            .fetch_optional(&self.store.readers)
+            .fetch_optional(&self.store.lookups)
             .await
             .map_err(doing("find the sandbox"))?
             .map(|row| read(&row))

@@ -33,6 +33,8 @@ use crate::{
 const PAGE: u32 = 100;
 const LONGEST_PAGE: u32 = 1000;
 /// Sandboxes of one request that are torn down at the same time.
+/// Labels that a list can be asked for. Each is looked for in the labels of every sandbox of the account.
+const MOST_LABELS: usize = 32;
 const KILLED_AT_ONCE: usize = 16;
 /// How long processor time is measured for what is used now.
 const MEASURED: Duration = Duration::from_millis(100);
@@ -108,8 +110,8 @@ async fn create_now(app: App, caller: Caller, creation: Creation) -> Result<Sand
     get, path = "/sandboxes", tag = "sandboxes",
     params(
         ("state" = Option<Vec<String>>, Query, description = "Only in these states; `all` means killed ones too"),
-        ("metadata" = Option<String>, Query, description = "Only with these labels: an object, or `key=value`"),
-        ("limit" = Option<u32>, Query, description = "At most this many, up to 1000; default 100"),
+        ("metadata" = Option<String>, Query, description = "Only with these labels, at most 32: an object, or `key=value`"),
+        ("limit" = Option<u32>, Query, description = "At most this many, up to 1000; default 100. Fewer if they are longer than 8 MiB together"),
         ("offset" = Option<u32>, Query, description = "After leaving out this many; not with `next_token`"),
         ("next_token" = Option<String>, Query, description = "`next_token` of the page before; the other parameters as for that"),
     ),
@@ -140,14 +142,15 @@ fn states(query: &Query) -> Result<Vec<SandboxIs>, ApiError> {
         if text == "all" {
             return Ok(vec![SandboxIs::Creating, SandboxIs::Running, SandboxIs::Paused, SandboxIs::Killed]);
         }
-        wanted.push(
-            match text.parse().map_err(|error| ApiError::bad_request(format!("state: {error}")))? {
-                SandboxState::Live | SandboxState::Running => SandboxIs::Running,
-                SandboxState::Creating => SandboxIs::Creating,
-                SandboxState::Paused => SandboxIs::Paused,
-                SandboxState::Killed => SandboxIs::Killed,
-            },
-        );
+        let state = match text.parse().map_err(|error| ApiError::bad_request(format!("state: {error}")))? {
+            SandboxState::Live | SandboxState::Running => SandboxIs::Running,
+            SandboxState::Creating => SandboxIs::Creating,
+            SandboxState::Paused => SandboxIs::Paused,
+            SandboxState::Killed => SandboxIs::Killed,
+        };
+        if !wanted.contains(&state) {
+            wanted.push(state);
+        }
     }
     Ok(wanted)
 }
@@ -185,6 +188,10 @@ async fn get(
     PathSandbox(id): PathSandbox,
     query: Query,
 ) -> Result<Json<Sandbox>, ApiError> {
+    if wanted.len() > MOST_LABELS {
+        let message = format!("metadata: {} labels are more than {MOST_LABELS} in one request", wanted.len());
+        return Err(ApiError::bad_request(message));
+    }
     let timeout = match query.parsed("timeout")?.map(Seconds::from_number) {
         Some(Err(error)) => return Err(ApiError::bad_request(format!("timeout: {error}"))),
         Some(Ok(timeout)) => Some(timeout),
