@@ -80,6 +80,7 @@ async fn in_sandbox(
             stored: serde_json::Value::Null,
             limits: None,
             mounts,
+            idempotency_key: None,
         })
         .await?;
     let id = sandbox.id.parse().context("the sandbox's own id")?;

@@ -101,6 +101,7 @@ async fn one(manager: &Manager, allow: Option<String>) -> anyhow::Result<[Durati
         stored: serde_json::Value::Null,
         limits: None,
         mounts: Vec::new(),
+        idempotency_key: None,
     };
     let start = Instant::now();
     let id: SandboxId = manager.create(request).await?.id.parse()?;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use sandbox::{Create, Exec, Filter, SandboxError, SandboxId, State, cgroup::Limits, spawner::BindMount};
+use store::Begin;
 use support::{ACCOUNT, Lab, accept_records, eventually, possible, refuse_records, request, traces};
 
 fn sleep() -> Exec {
@@ -278,6 +279,35 @@ async fn a_sandbox_that_cannot_be_made_leaves_nothing_and_says_why() {
     assert!(lab.manager.gc().await.expect("gc").is_empty());
     assert_eq!(lab.manager.list(ACCOUNT, Filter::default()).await.expect("list").total, 0);
     lab.create().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_takes_as_many_variables_as_the_api_takes() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    // 1024 of them, 256 KiB together.
+    let envs: BTreeMap<_, _> = (0..1024).map(|n| (format!("V{n:04}"), "v".repeat(251))).collect();
+    let record = lab.create_with(Create { envs, ..request() }).await.expect("sandbox");
+    let id: SandboxId = record.id.parse().expect("id");
+    assert_eq!(lab.run(&id, "env | grep -c '^V[0-9]*=v'").await, "1024");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_names_its_sandbox_in_the_claim_of_its_request() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let requests = lab.store.idempotency();
+    assert_eq!(requests.begin(ACCOUNT, "key", b"hash").await.expect("begin"), Begin::New);
+    let create = Create { idempotency_key: Some("key".to_owned()), ..request() };
+    let id = lab.create_with(create).await.expect("sandbox").id;
+    // As when nobody lived to answer.
+    requests.release(ACCOUNT, "key");
+    let again = requests.begin(ACCOUNT, "key", b"hash").await.expect("begin");
+    assert_eq!(again, Begin::Interrupted { sandbox: id });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -95,6 +95,7 @@ impl Node {
             stored: serde_json::Value::Null,
             limits: None,
             mounts: vec![inside::mount(&options.probe)],
+            idempotency_key: None,
         };
         let record = self.manager.create(create).await.context("making the sandbox")?;
         record.id.parse().context("the sandbox's own id")

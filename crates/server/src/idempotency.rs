@@ -68,17 +68,28 @@ pub(crate) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 }
 
 /// Does `work`, or answers with what it gave the first time. A success is 201 with the value as JSON.
-pub(crate) async fn once<T: Serialize>(
+///
+/// Where the first one was interrupted after it had named its sandbox, `made` says what it has made, if that is there.
+pub(crate) async fn once<T: Serialize + Send + 'static>(
     app: &App,
     account: Arc<str>,
     key: Option<String>,
     body: &[u8],
     work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    made: impl AsyncFnOnce(String) -> Result<Option<T>, ApiError>,
 ) -> Result<Response, ApiError> {
     let Some(key) = key else { return run(work, None).await };
     app.last_purge.if_due(&app.store);
+    let claim = |account, key| Claim { store: app.store.clone(), account, key, held: true };
     match app.store.idempotency().begin(&account, &key, &Sha256::digest(body)).await? {
-        Begin::New => run(work, Some(Claim { store: app.store.clone(), account, key })).await,
+        Begin::New => run(work, Some(claim(account, key))).await,
+        Begin::Interrupted { sandbox } => {
+            let claim = claim(account, key);
+            match made(sandbox).await? {
+                Some(value) => run(std::future::ready(Ok(value)), Some(claim)).await,
+                None => run(work, Some(claim)).await,
+            }
+        }
         Begin::Replay { status, body } => {
             let status = StatusCode::from_u16(status).map_err(|error| ApiError::internal(&error))?;
             Ok(json(status, body))
@@ -97,18 +108,32 @@ pub(crate) async fn once<T: Serialize>(
     }
 }
 
+/// Given back when it is dropped. If nothing was recorded before, a repeat finds out what became of the request.
 struct Claim {
     store: Store,
     account: Arc<str>,
     key: String,
+    /// Not any more once the store is told what became of it, which gives it back.
+    held: bool,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.held {
+            return;
+        }
+        self.store.idempotency().release(&self.account, &self.key);
+    }
 }
 
 impl Claim {
-    async fn finish(&self, body: &[u8]) -> Result<(), StoreError> {
+    async fn finish(mut self, body: &[u8]) -> Result<(), StoreError> {
+        self.held = false;
         self.store.idempotency().finish(&self.account, &self.key, StatusCode::CREATED.as_u16(), body).await
     }
 
-    async fn abandon(&self) -> Result<(), StoreError> {
+    async fn abandon(mut self) -> Result<(), StoreError> {
+        self.held = false;
         self.store.idempotency().abandon(&self.account, &self.key).await
     }
 }
@@ -125,7 +150,7 @@ async fn run<T: Serialize>(
             Err(_panic) => Err(ApiError::internal_without_cause()),
         };
         // The answer is known, and the client may still be there: it gets it even if it cannot be recorded.
-        if let Some(Err(error)) = match (&claim, &answer) {
+        if let Some(Err(error)) = match (claim, &answer) {
             (None, _) => None,
             (Some(claim), Ok(body)) => Some(claim.finish(body).await),
             (Some(claim), Err(_)) => Some(claim.abandon().await),

@@ -8,6 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use common::{Lab, request};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use store::Begin;
 use tokio::sync::Notify;
 
 #[tokio::test]
@@ -166,10 +168,10 @@ async fn what_a_request_asks_for_and_cannot_be_done_is_refused_by_name() {
         (json!({"timeout": -1}), 400, "timeout"),
         (json!({"timeout": "1"}), 400, "timeout"),
         (json!({"envs": {"A": 1}}), 400, "envs.A"),
-        (json!({"metadata": {"a": ["b"]}}), 400, "metadata.a"),
-        (json!({"network": {"allow_out": ["a.example.com", 5]}}), 400, "network.allow_out[1]"),
         (json!({"envs": {"A": "x".repeat(1 << 20)}}), 400, "envs"),
         (json!({"metadata": {"a": "x".repeat(1 << 16)}}), 400, "metadata"),
+        (json!({"metadata": {"a": ["b"]}}), 400, "metadata.a"),
+        (json!({"network": {"allow_out": ["a.example.com", 5]}}), 400, "network.allow_out[1]"),
         (json!({"security": {"policy_json": "{"}}), 400, "security.policy_json"),
         (json!(["base"]), 400, "body"),
     ] {
@@ -264,13 +266,11 @@ async fn lists_are_filtered_and_paged() {
         ("next_token=s1.1.sbx-00000001&offset=1", "offset"),
         ("state=asleep", "state"),
         ("metadata=x", "metadata"),
+        (&labels(33), "metadata"),
     ] {
         let (message, _) = lab.alice("GET", &format!("/sandboxes?{query}"), ()).await.error(400);
-        (&labels(33), "metadata"),
         assert!(message.starts_with(&format!("{field}: ")), "{message}");
     }
-}
-
     lab.alice("GET", &format!("/sandboxes?{}", labels(32)), ()).await.expect(200);
 }
 
@@ -279,6 +279,8 @@ fn labels(count: usize) -> String {
     let most: serde_json::Map<_, _> = (1..count).map(|n| (format!("k{n}"), json!("v"))).collect();
     let most: String = Value::from(most).to_string().bytes().map(|byte| format!("%{byte:02x}")).collect();
     format!("metadata={most}&metadata[k0]=v")
+}
+
 #[tokio::test]
 async fn killing_answers_in_both_ways_and_in_bulk() {
     let lab = Lab::new().await;
@@ -425,6 +427,42 @@ async fn a_create_that_failed_leaves_its_key_free() {
         assert_eq!(first.status, again.status);
         create_with_key(&lab, &lab.alice, template, &json!({})).await.expect(201);
     }
+}
+
+/// Leaves a request behind as a daemon does that dies before it has answered: it had named this sandbox.
+async fn interrupted(lab: &Lab, key: &str, body: &Value, sandbox: &str) {
+    let (requests, hash) = (lab.store.idempotency(), Sha256::digest(body.to_string()));
+    assert_eq!(requests.begin("alice", key, &hash).await.unwrap(), Begin::New);
+    requests.assign("alice", key, sandbox).await.unwrap();
+    requests.release("alice", key);
+}
+
+#[tokio::test]
+async fn a_create_that_was_interrupted_after_its_sandbox_was_made_makes_no_second_one() {
+    let lab = Lab::new().await;
+    let body = json!({"metadata": {"a": "b"}});
+    let made = lab.sandbox().await;
+    interrupted(&lab, "key", &body, &made).await;
+    let first = create_with_key(&lab, &lab.alice, "key", &body).await;
+    assert_eq!(first.expect(201)["sandbox_id"], *made);
+    let again = create_with_key(&lab, &lab.alice, "key", &body).await;
+    assert_eq!(again.expect(201)["sandbox_id"], *made);
+    assert_eq!(lab.fake.created.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_create_that_was_interrupted_and_made_nothing_is_done_by_its_repeat() {
+    let lab = Lab::new().await;
+    let body = json!({"metadata": {"a": "b"}});
+    let ended = lab.sandbox().await;
+    lab.fake.set_state(&ended, "killed");
+    for (key, sandbox) in [("of one that ended", ended.as_str()), ("of none", "sbx-99999999")] {
+        interrupted(&lab, key, &body, sandbox).await;
+        let first = create_with_key(&lab, &lab.alice, key, &body).await;
+        assert_ne!(first.expect(201)["sandbox_id"], *sandbox);
+        assert_eq!(create_with_key(&lab, &lab.alice, key, &body).await.bytes, first.bytes);
+    }
+    assert_eq!(lab.fake.created.lock().unwrap().len(), 3);
 }
 
 #[tokio::test]

@@ -83,6 +83,7 @@ struct Inner {
     durable: SqlitePool,
     readers: SqlitePool,
     lookups: SqlitePool,
+    claims: idempotency::Claims,
     /// Nothing is revoked through a store that was opened only to read.
     revocations: Option<Revocations>,
     /// Held for its lifetime by the one daemon of the directory.
@@ -138,6 +139,7 @@ impl Store {
                 writer: readers.clone(),
                 durable: readers.clone(),
                 lookups: readers.clone(),
+                claims: idempotency::Claims::default(),
                 readers,
                 revocations: None,
                 _lock: None,
@@ -160,6 +162,7 @@ impl Store {
                 writer,
                 durable: pool(1).connect_lazy_with(options.clone().synchronous(SqliteSynchronous::Full)),
                 readers: pool(READERS).connect_lazy_with(options.clone().pragma("query_only", "on")),
+                claims: idempotency::Claims::default(),
                 lookups: pool(LOOKUPS).connect_lazy_with(options.pragma("query_only", "on")),
                 revocations: Some(Revocations::open(dir)?),
                 _lock: lock,
@@ -249,7 +252,7 @@ mod tests {
             .unwrap();
         drop(store);
         let refused = Store::open(dir.path()).await.unwrap_err();
-        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 6, .. }), "{refused:?}");
+        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 7, .. }), "{refused:?}");
     }
 
     #[tokio::test]
@@ -299,6 +302,21 @@ mod tests {
         assert_eq!(store.ratchets().by_hash(&hash, "running").await.unwrap(), None);
         assert_eq!(store.sandboxes().get("sbx-00000000").await.unwrap(), None);
         assert_eq!(store.idempotency().begin("acme", "k", b"hash").await.unwrap(), Begin::InProgress);
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_failure_cannot_be_written_does_not_keep_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let begin = async || store.idempotency().begin("acme", "k", b"hash").await.unwrap();
+        assert_eq!(begin().await, Begin::New);
+        // As a full disk does.
+        let refuse =
+            "CREATE TRIGGER refuse BEFORE DELETE ON idempotency BEGIN SELECT RAISE(ABORT, 'full'); END";
+        sqlx::query(refuse).execute(&store.inner.writer).await.unwrap();
+        assert_eq!(begin().await, Begin::InProgress);
+        store.idempotency().abandon("acme", "k").await.unwrap_err();
+        assert_eq!(begin().await, Begin::New);
     }
 
     #[tokio::test]

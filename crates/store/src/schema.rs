@@ -18,6 +18,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (4, "accounts", include_str!("../migrations/0004_accounts.sql")),
     (5, "auto_resume", include_str!("../migrations/0005_auto_resume.sql")),
     (6, "usage", include_str!("../migrations/0006_usage.sql")),
+    (7, "claimed_sandboxes", include_str!("../migrations/0007_claimed_sandboxes.sql")),
 ];
 
 /// Brings the database to the newest schema.

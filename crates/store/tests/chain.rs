@@ -443,6 +443,7 @@ async fn first_schema(dir: &Path) {
         "DROP TABLE usage_days",
         "DROP TABLE metered",
         "ALTER TABLE sandboxes DROP COLUMN auto_resume",
+        "ALTER TABLE idempotency DROP COLUMN sandbox",
         "DROP TABLE ratchets",
         "DELETE FROM _sqlx_migrations WHERE version > 1",
         "DROP TABLE chains",

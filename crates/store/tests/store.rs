@@ -433,6 +433,39 @@ async fn a_repeated_request_gets_the_first_ones_answer() {
     assert_eq!(after_a_crash, Begin::New, "a request that was never answered can be made again");
 }
 
+#[tokio::test]
+async fn a_request_that_was_interrupted_is_answered_by_the_sandbox_it_has_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let begin = async |store: &Store| store.idempotency().begin("acme", "k", b"hash").await.unwrap();
+    assert_eq!(begin(&store).await, Begin::New);
+    store.idempotency().assign("acme", "k", "sbx-00000001").await.unwrap();
+    assert_eq!(begin(&store).await, Begin::InProgress);
+    drop(store);
+    // The process died before it answered.
+    let store = open(dir.path()).await;
+    let interrupted = Begin::Interrupted { sandbox: "sbx-00000001".to_owned() };
+    assert_eq!(begin(&store).await, interrupted);
+    assert_eq!(begin(&store).await, Begin::InProgress, "of repeats one goes on");
+    store.idempotency().release("acme", "k");
+    assert_eq!(begin(&store).await, interrupted);
+    store.idempotency().finish("acme", "k", 201, b"{}").await.unwrap();
+    assert_eq!(begin(&store).await, Begin::Replay { status: 201, body: b"{}".to_vec() });
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_works_on_and_that_names_no_sandbox_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let begin = async |hash: &[u8]| store.idempotency().begin("acme", "k", hash).await.unwrap();
+    assert_eq!(begin(b"hash").await, Begin::New);
+    assert_eq!(begin(b"hash").await, Begin::InProgress);
+    // What the client's death and a full disk leave behind: a row that says nothing, and nobody who works on it.
+    store.idempotency().release("acme", "k");
+    assert_eq!(begin(b"another").await, Begin::New);
+    assert_eq!(begin(b"hash").await, Begin::BodyDiffers);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_simultaneous_repeats_exactly_one_is_new() {
     let dir = tempfile::tempdir().unwrap();

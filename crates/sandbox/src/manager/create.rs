@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use policy::Policy;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::json;
-use store::SandboxRecord;
+use store::{SandboxRecord, StoreError};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::timeout};
 
 use super::{
@@ -151,7 +151,7 @@ impl Manager {
             config.network.attach(network),
             self.prepare(living.id.clone()),
             self.shell_with(shell, slot, limits),
-            living.store(&config.store),
+            self.store_new(living, request.idempotency_key.as_deref()),
         );
         // First what is to be taken down again, then what failed.
         let failed = |source| SandboxError::Network { action: "set up", source };
@@ -179,6 +179,15 @@ impl Manager {
         living.update(|record| record.started_at = Some(started_at));
         living.set_end(Deadline::after(request.timeout));
         Ok(())
+    }
+
+    /// The claim first: a sandbox that the store knows is known to belong to its request.
+    async fn store_new(&self, living: &Living, idempotency_key: Option<&str>) -> Result<(), StoreError> {
+        let store = &self.inner.config.store;
+        if let Some(key) = idempotency_key {
+            store.idempotency().assign(&living.account(), key, living.id.as_str()).await?;
+        }
+        living.store(store).await
     }
 
     /// The directory with init's socket.

@@ -114,6 +114,9 @@ pub struct Create {
     pub limits: Option<Limits>,
     /// Directories of the machine to show inside.
     pub mounts: Vec<BindMount>,
+    /// The idempotency key of the request, if it was begun with one: its claim says which sandbox it makes before that
+    /// can live without the daemon.
+    pub idempotency_key: Option<String>,
 }
 
 /// What happens when the time of a sandbox is up.

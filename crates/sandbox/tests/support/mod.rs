@@ -208,6 +208,7 @@ pub fn request() -> Create {
         stored: serde_json::json!({ "as": "given" }),
         limits: None,
         mounts: Vec::new(),
+        idempotency_key: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
-use sandbox::{Create, Filter, Measurement, OnTimeout, SandboxId, State as SandboxIs};
+use sandbox::{Create, Filter, Measurement, OnTimeout, SandboxError, SandboxId, State as SandboxIs};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -32,9 +33,9 @@ use crate::{
 /// Sandboxes on a page if the request does not say, and at most.
 const PAGE: u32 = 100;
 const LONGEST_PAGE: u32 = 1000;
-/// Sandboxes of one request that are torn down at the same time.
 /// Labels that a list can be asked for. Each is looked for in the labels of every sandbox of the account.
 const MOST_LABELS: usize = 32;
+/// Sandboxes of one request that are torn down at the same time.
 const KILLED_AT_ONCE: usize = 16;
 /// How long processor time is measured for what is used now.
 const MEASURED: Duration = Duration::from_millis(100);
@@ -77,10 +78,30 @@ async fn create(
     let key = idempotency::key(&headers)?;
     let creation = Creation::from_body(&body)?;
     let account = caller.account.clone();
-    idempotency::once(&app, account, key, &body, create_now(app.clone(), caller, creation)).await
+    let work = create_now(app.clone(), caller, creation, key.clone());
+    let made = async |id: String| made(&app, &account, &id).await;
+    idempotency::once(&app, Arc::clone(&account), key, &body, work, made).await
 }
 
-async fn create_now(app: App, caller: Caller, creation: Creation) -> Result<Sandbox, ApiError> {
+/// The sandbox that an earlier request has made, if it lives: the request was interrupted before it was answered.
+async fn made(app: &App, account: &str, id: &str) -> Result<Option<Sandbox>, ApiError> {
+    let Ok(id) = id.parse::<SandboxId>() else { return Ok(None) };
+    match app.sandboxes.get(account, &id).await {
+        Ok(record) => {
+            let lives = matches!(convert::state(&record), SandboxState::Running | SandboxState::Paused);
+            Ok(lives.then(|| convert::sandbox(record)))
+        }
+        Err(SandboxError::NotFound) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn create_now(
+    app: App,
+    caller: Caller,
+    creation: Creation,
+    key: Option<String>,
+) -> Result<Sandbox, ApiError> {
     let Creation { template, timeout, lifecycle, metadata, envs, policy, source, audit, stored, warnings } =
         creation;
     let account = caller.account.to_string();
@@ -100,6 +121,7 @@ async fn create_now(app: App, caller: Caller, creation: Creation) -> Result<Sand
         stored,
         limits: None,
         mounts: Vec::new(),
+        idempotency_key: key,
     };
     let record = app.sandboxes.create(create).await.map_err(|error| ApiError::from_create(error, source))?;
     Ok(Sandbox { warnings, ..convert::sandbox(record) })
@@ -166,6 +188,10 @@ fn metadata(query: &Query) -> Result<BTreeMap<String, String>, ApiError> {
             wanted.insert(key.to_owned(), value.to_owned());
         }
     }
+    if wanted.len() > MOST_LABELS {
+        let message = format!("metadata: {} labels are more than {MOST_LABELS} in one request", wanted.len());
+        return Err(ApiError::bad_request(message));
+    }
     Ok(wanted)
 }
 
@@ -188,10 +214,6 @@ async fn get(
     PathSandbox(id): PathSandbox,
     query: Query,
 ) -> Result<Json<Sandbox>, ApiError> {
-    if wanted.len() > MOST_LABELS {
-        let message = format!("metadata: {} labels are more than {MOST_LABELS} in one request", wanted.len());
-        return Err(ApiError::bad_request(message));
-    }
     let timeout = match query.parsed("timeout")?.map(Seconds::from_number) {
         Some(Err(error)) => return Err(ApiError::bad_request(format!("timeout: {error}"))),
         Some(Ok(timeout)) => Some(timeout),

@@ -169,6 +169,9 @@ impl Sandboxes for Fake {
                 generation: 1,
             };
             if let Some(store) = self.store.get() {
+                if let Some(key) = &create.idempotency_key {
+                    store.idempotency().assign(&create.account, key, &id).await?;
+                }
                 store.sandboxes().put(&record).await?;
             }
             self.created.lock().unwrap().push(create);
