@@ -2,7 +2,8 @@
 //!
 //! Into it go those of the request that are for the service inside: none that are between this server and its client, none
 //! that say who the client is to this server. Out of it come those of the answer, but none that would have an effect beyond
-//! the address of the port: browsers and HTTP libraries take all sandboxes, and the API itself, for one site.
+//! the address of the port: browsers and HTTP libraries take all sandboxes, and the API itself, for one site, and a web
+//! server before this one takes what it gets for the words of a program that it trusts.
 
 use std::num::NonZeroU16;
 
@@ -26,23 +27,21 @@ const BETWEEN_NEIGHBOURS: [&str; 12] = [
 ];
 
 /// What a client says to this server, or another proxy before it has said, and is nobody's business inside.
-const FOR_THIS_SERVER: [&str; 11] = [
+const FOR_THIS_SERVER: [&str; 6] = [
     // Of the site that all sandboxes and the API are to a browser; none of it has come from inside (see below).
     "cookie",
     "cookie2",
     "forwarded",
     "host",
     "x-api-key",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-server",
     "x-real-ip",
 ];
 
+/// How the names of such headers begin: all of `X-Forwarded-*`, so that what is told inside is from this server alone.
+const FAMILY_FOR_THIS_SERVER: &str = "x-forwarded-";
+
 /// What an answer would do to the whole site, with the reason.
-const FOR_THE_SITE: [(&str, &str); 12] = [
+const FOR_THE_SITE: [(&str, &str); 13] = [
     ("alt-svc", "sends the client's next requests, with their keys, to another server"),
     ("clear-site-data", "clears what other sandboxes and the API keep in a browser"),
     ("nel", "has a browser report every request to the site"),
@@ -55,6 +54,18 @@ const FOR_THE_SITE: [(&str, &str); 12] = [
     ("set-cookie", "is sent to other sandboxes and to the API"),
     ("set-cookie2", "the same"),
     ("strict-transport-security", "makes the API unreachable where it speaks HTTP"),
+    ("surrogate-control", "has a cache before this server run ESI, which fetches what the answer names"),
+];
+
+/// How the names of headers begin that are orders to a web server before this one, with who obeys: it would send a file of
+/// its own or what another address answers, clear what it keeps, or take this server for one that is broken.
+const FOR_A_SERVER_BEFORE: [(&str, &str); 6] = [
+    ("x-accel-", "nginx: X-Accel-Redirect leads to internal locations"),
+    ("x-envoy-", "Envoy: X-Envoy-Immediate-Health-Check-Fail sends it no more requests"),
+    ("x-lighttpd-", "lighttpd: X-LIGHTTPD-send-file and -send-tempfile send, and the latter deletes, files"),
+    ("x-litespeed-", "LiteSpeed: X-LiteSpeed-Location leads to files, X-LiteSpeed-Purge clears its cache"),
+    ("x-reproxy-", "Perlbal and others: X-REPROXY-URL and -FILE fetch"),
+    ("x-sendfile", "Apache, lighttpd and others: X-Sendfile and X-Sendfile2 send files"),
 ];
 
 /// Where a redirection leads that is not to the port it comes from: not in `Location`, so that no client follows it with
@@ -63,6 +74,9 @@ pub(super) const ELSEWHERE: HeaderName = HeaderName::from_static("x-sandbox-loca
 
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
+/// The one order that passes: it is about this answer alone, and streams depend on it.
+const UNBUFFERED: &str = "x-accel-buffering";
 
 /// The address of a port, as clients and as programs inside see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +90,8 @@ pub(super) struct Address<'a> {
 
 /// The headers of a request as they go inside.
 pub(super) fn inward(address: &Address<'_>, client: &HeaderMap, uri: &Uri) -> HeaderMap {
-    let mut headers = passed(client, |name| FOR_THIS_SERVER.contains(&name));
+    let mut headers =
+        passed(client, |name| FOR_THIS_SERVER.contains(&name) || name.starts_with(FAMILY_FOR_THIS_SERVER));
     let value = |text: &str| HeaderValue::try_from(text).ok();
     // Services refuse names that they do not know, and this is what they are called inside.
     if let Some(host) = value(&format!("localhost:{}", address.port)) {
@@ -100,7 +115,9 @@ pub(super) fn outward(
     inner: &HeaderMap,
 ) -> HeaderMap {
     let mut headers = passed(inner, |name| {
-        FOR_THE_SITE.iter().any(|(for_the_site, _)| *for_the_site == name) || name == ELSEWHERE.as_str()
+        FOR_THE_SITE.iter().any(|(for_the_site, _)| *for_the_site == name)
+            || FOR_A_SERVER_BEFORE.iter().any(|(family, _)| name.starts_with(family) && name != UNBUFFERED)
+            || name == ELSEWHERE.as_str()
     });
     if let Some(location) = headers.remove(header::LOCATION) {
         match within(address, outer_host, &location) {

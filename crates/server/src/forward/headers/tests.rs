@@ -53,6 +53,50 @@ fn a_request_loses_what_is_not_for_the_service_and_keeps_the_rest() {
 }
 
 #[test]
+fn nothing_that_a_client_says_of_who_forwarded_its_request_goes_inside() {
+    let asked = Uri::from_static("/");
+    let forwarded = ["forwarded", "x-real-ip", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-ssl"];
+    let more = [
+        "x-forwarded-host",
+        "x-forwarded-prefix",
+        "x-forwarded-by",
+        "x-forwarded-",
+        "x-forwarded-client-cert",
+    ];
+    let mut client: Vec<_> = forwarded.into_iter().chain(more).map(|name| (name, "of-the-client")).collect();
+    client.extend([("host", "api.test"), ("x-forwarder", "kept")]);
+    let inside = inward(&at(&asked), &map(&client), &Uri::from_static("/"));
+    let ours = [("host", "localhost:3000"), ("x-forwarded-host", "api.test"), ("x-forwarded-prefix", PREFIX)];
+    assert_eq!(inside, map(&[ours.as_slice(), &[("x-forwarder", "kept")]].concat()));
+}
+
+#[test]
+fn an_answer_gives_no_orders_to_a_web_server_before_this_one() {
+    let asked = Uri::from_static("/");
+    for order in [
+        "X-Accel-Redirect",
+        "X-Accel-Expires",
+        "X-Accel-Limit-Rate",
+        "X-Sendfile",
+        "X-Sendfile2",
+        "X-LIGHTTPD-send-file",
+        "X-LIGHTTPD-send-tempfile",
+        "X-LiteSpeed-Location",
+        "X-LiteSpeed-Purge",
+        "X-REPROXY-URL",
+        "X-REPROXY-FILE",
+        "X-Envoy-Immediate-Health-Check-Fail",
+        "Surrogate-Control",
+    ] {
+        let inner =
+            map(&[(order, "/internal/secret"), ("x-accelerator", "kept"), ("x-accel-buffering", "no")]);
+        let outside = outward(&at(&asked), &Method::GET, None, StatusCode::OK, &inner);
+        let kept = map(&[("x-accelerator", "kept"), ("x-accel-buffering", "no")]);
+        assert_eq!(outside, kept, "{order}");
+    }
+}
+
+#[test]
 fn a_request_over_http2_tells_its_host_too() {
     let asked = Uri::from_static("/");
     let uri = Uri::from_static("https://api.example.com/sandboxes/sbx-1/ports/3000");
