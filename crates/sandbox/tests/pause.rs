@@ -243,3 +243,68 @@ async fn a_store_that_cannot_be_written_to_costs_no_sandbox_that_is_to_be_paused
     assert_eq!(lab.run(&timed, "cat ~/file").await, "kept");
     assert_eq!(lab.run(&asked, "echo alive").await, "alive");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_killed_while_it_is_paused_or_resumed_stays_killed_and_has_an_end() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    if !can_pause(&lab).await {
+        return;
+    }
+    for paused in [false, true].repeat(8) {
+        let id = lab.create().await;
+        if paused {
+            lab.manager.pause(ACCOUNT, &id).await.expect("pause");
+        }
+        let change = async {
+            if paused {
+                lab.manager.resume(ACCOUNT, &id).await
+            } else {
+                lab.manager.pause(ACCOUNT, &id).await
+            }
+        };
+        let (changed, killed) = tokio::join!(change, lab.manager.kill(ACCOUNT, &id));
+        assert!(matches!(changed, Ok(()) | Err(SandboxError::Killed)), "{changed:?}");
+        assert!(killed.expect("kill"));
+        let record = record(&lab, &id).await;
+        let end = record.end_at.map(|end| end <= jiff::Timestamp::now());
+        assert_eq!((record.state.as_str(), end), ("killed", Some(true)));
+        assert_eq!(traces(lab.dir.path(), &id), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_the_kernel_does_not_let_go_on_is_paused_in_the_store_too() {
+    if !possible() {
+        return;
+    }
+    let lab = Lab::new().await;
+    if !can_pause(&lab).await {
+        return;
+    }
+    let id = lab.create().await;
+    lab.manager.pause(ACCOUNT, &id).await.expect("pause");
+    // The next daemon finds its group by another way, which can be blocked.
+    let stored = lab.store.sandboxes().get(id.as_str()).await.expect("store").expect("record");
+    let way = lab.dir.path().join("group");
+    let group = groups("/sys/fs/cgroup".as_ref(), id.as_str());
+    let group = group.into_iter().find(|group| group.join("cgroup.freeze").exists()).expect("group");
+    std::os::unix::fs::symlink(&group, &way).expect("link");
+    let host = stored.host.to_string().replace(&*group.to_string_lossy(), &way.to_string_lossy());
+    let host = host.parse().expect("JSON");
+    lab.store.sandboxes().put(&SandboxRecord { host, ..stored }).await.expect("store");
+    let lab = Lab::on(lab.stop()).await;
+    std::fs::rename(&way, lab.dir.path().join("elsewhere")).expect("block");
+
+    let refused = lab.manager.resume(ACCOUNT, &id).await;
+    assert!(matches!(refused, Err(SandboxError::Setup(_))), "{refused:?}");
+    let in_store = lab.store.sandboxes().get(id.as_str()).await.expect("store").expect("record");
+    let in_memory = record(&lab, &id).await;
+    assert_eq!((in_store.state.as_str(), in_memory.state.as_str()), ("paused", "paused"));
+    assert!(frozen(&id));
+    std::fs::rename(lab.dir.path().join("elsewhere"), &way).expect("unblock");
+    lab.manager.resume(ACCOUNT, &id).await.expect("resume");
+    assert_eq!(lab.run(&id, "echo alive").await, "alive");
+}

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use init_protocol::{ByteBuf, ClientFrame, Exit, InitFrame, MAX_CHUNK, Request, Stream};
-use tokio::time::timeout;
 
 use super::{Connection, Frames, InitClient, Input, unexpected};
 use crate::error::SandboxError;
@@ -12,7 +11,7 @@ use crate::error::SandboxError;
 /// Most bytes of each output stream that a command run to its end gives back; the rest is dropped.
 pub const MAX_OUTPUT: usize = 64 << 20;
 
-/// How much later than its timeout a command must at the latest have ended.
+/// How much later than its timeout a command must at the latest have ended, by the time in which its sandbox runs.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Most entries of a listing of commands that are taken from init.
@@ -170,7 +169,8 @@ impl InitClient {
             output
         };
         match limit {
-            Some(limit) => timeout(limit, run).await.unwrap_or_else(|_| {
+            // By the same clock as init: a pause does not make it late.
+            Some(limit) => self.running_time().timeout(limit, run).await.unwrap_or_else(|| {
                 Err(SandboxError::InitUnreachable("the command did not end with its time".to_owned()))
             }),
             None => run.await,

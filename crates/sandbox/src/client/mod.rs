@@ -5,6 +5,7 @@
 
 mod command;
 mod files;
+mod running_time;
 mod session;
 
 use std::{
@@ -22,16 +23,16 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    time::timeout,
 };
 
 pub use command::{Command, CommandEvent, CommandInfo, CommandInput, Exec, ExitStatus, MAX_OUTPUT, Output};
 pub use files::{Entry, EntryKind, FileReader, Files, MAX_FILE, Watcher, WriteInfo};
+pub(crate) use running_time::RunningTime;
 pub use session::{Follower, SessionEvent};
 
 use crate::error::SandboxError;
 
-/// How long init may take to accept a connection and greet.
+/// How long init may take to accept a connection and greet, while the sandbox is not paused.
 const GREETING: Duration = Duration::from_secs(10);
 
 /// How much is read from init at once.
@@ -41,11 +42,17 @@ const READ: usize = 64 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct InitClient {
     socket: PathBuf,
+    running_time: RunningTime,
 }
 
 impl InitClient {
     pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, running_time: RunningTime::default() }
+    }
+
+    /// The time by which init may be late.
+    pub(crate) fn running_time(&self) -> &RunningTime {
+        &self.running_time
     }
 
     /// Begins an operation.
@@ -63,16 +70,19 @@ impl InitClient {
             stream.write_all(&opening).await?;
             Ok(stream)
         };
-        let stream = timeout(GREETING, connect)
+        // What was asked just before a pause waits for its end: given up, it could be done then and asked for twice.
+        let time = &self.running_time;
+        let stream = time
+            .timeout(GREETING, connect)
             .await
-            .map_err(|_| silent())?
+            .ok_or_else(silent)?
             .map_err(|error: io::Error| SandboxError::InitUnreachable(error.to_string()))?;
         let (reader, writer) = stream.into_split();
         let mut connection = Connection {
             frames: Frames { reader, buffer: FrameBuffer::default(), read: vec![0; READ] },
             input: Input { writer },
         };
-        match timeout(GREETING, connection.frames.next()).await.map_err(|_| silent())?? {
+        match time.timeout(GREETING, connection.frames.next()).await.ok_or_else(silent)?? {
             // It cannot have begun: it does not know the request.
             InitFrame::Hello(Hello { version: VERSION, revision }) if revision < needed => {
                 Err(SandboxError::InitTooOld)
@@ -156,7 +166,8 @@ impl Input {
 
 /// Makes init's listening socket.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
-    with_short_path(path, |path| UnixListener::bind(path))
+    let (path, _directory) = short(path)?;
+    UnixListener::bind(path)
 }
 
 pub(crate) fn unexpected(frame: &InitFrame) -> SandboxError {
@@ -173,22 +184,32 @@ fn silent() -> SandboxError {
     SandboxError::InitUnreachable(format!("no answer in {} s", GREETING.as_secs()))
 }
 
+/// How long is waited before init's queue of connections is tried again when it is full.
+const QUEUE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Connects without holding up the thread, for as long as it takes: whoever calls it has the deadline.
 async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let stream = with_short_path(path, |path| std::os::unix::net::UnixStream::connect(path))?;
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
+    let (path, _directory) = short(path)?;
+    loop {
+        match UnixStream::connect(&path).await {
+            // Not like for other sockets: the kernel tells nobody when there is room.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(QUEUE_PAUSE).await,
+            other => return other,
+        }
+    }
 }
 
 /// The address of a unix socket holds 107 bytes, and data directories may be anywhere: a longer path is
-/// shortened through a descriptor of its directory.
-fn with_short_path<T>(path: &Path, call: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+/// shortened through a descriptor of its directory, which must stay open while it is used.
+fn short(path: &Path) -> io::Result<(PathBuf, Option<File>)> {
     const LONGEST: usize = 107;
     match (path.as_os_str().len() > LONGEST, path.parent(), path.file_name()) {
         (true, Some(parent), Some(name)) => {
             let directory = File::open(parent)?;
-            call(&Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
+            let here = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+            Ok((here.join(name), Some(directory)))
         }
-        _ => call(path),
+        _ => Ok((path.to_owned(), None)),
     }
 }
 
@@ -223,6 +244,62 @@ mod tests {
             let _ = io::Read::read_to_end(&mut socket, &mut Vec::new());
         });
         (directory, InitClient::new(path))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_init_that_takes_no_connections_holds_up_nobody_else() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("init.sock");
+        let listener = listen(&path).expect("listen");
+        rustix::net::listen(&listener, 0).expect("a queue for one");
+        let first = connect(&path).await.expect("there is room for one");
+        let client = InitClient::new(path);
+        // The runtime's one thread stays free: its clock goes on until the time of the greeting is over.
+        let refused = client.begin(Request::Ping).await.err();
+        assert!(matches!(refused, Some(SandboxError::InitUnreachable(_))), "{refused:?}");
+        // One that waits gets its turn.
+        let (second, accepted) = tokio::join!(connect(&client.socket), async { listener.accept() });
+        assert!(second.is_ok() && accepted.is_ok());
+        drop(first);
+    }
+
+    /// An init that says that it has started a command, and an hour later, if ever, that it has ended.
+    fn init_with_a_command(ends: bool) -> (tempfile::TempDir, InitClient) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("init.sock");
+        let listener = listen(&path).expect("listen");
+        listener.set_nonblocking(true).expect("non-blocking");
+        let listener = tokio::net::UnixListener::from_std(listener).expect("listener");
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.expect("accept");
+            for frame in [InitFrame::Hello(Hello::CURRENT), InitFrame::Started { pid: 7 }] {
+                socket.write_all(&encode(&frame).expect("frame")).await.expect("write");
+            }
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            let exit = init_protocol::Exit { code: 3, ..init_protocol::Exit::default() };
+            if ends {
+                socket.write_all(&encode(&InitFrame::Exit(exit)).expect("frame")).await.expect("write");
+            }
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+        });
+        (directory, InitClient::new(path))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_does_not_end_a_command_in_the_foreground_that_has_a_timeout() {
+        let exec = || Exec { timeout: Some(Duration::from_secs(1)), ..Exec::default() };
+        let (_directory, client) = init_with_a_command(true);
+        client.running_time().stop();
+        assert_eq!(client.exec(exec()).await.expect("it ends when it can").exit_code, 3);
+        // One that does not end although it could is given up.
+        let (_directory, client) = init_with_a_command(false);
+        client.running_time().stop();
+        let resumed = async {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            client.running_time().start();
+        };
+        let (given_up, ()) = tokio::join!(client.exec(exec()), resumed);
+        assert!(matches!(given_up, Err(SandboxError::InitUnreachable(_))), "{given_up:?}");
     }
 
     #[tokio::test]

@@ -172,10 +172,14 @@ impl Living {
         *self.running_since.lock()
     }
 
-    /// Sets since when it runs; [`Self::store`] is the next step.
+    /// Sets since when it runs, but not of one that has ended; [`Self::store`] is the next step.
     pub(super) fn set_running_since(&self, since: Option<Uptime>) {
+        let mut record = self.record.lock();
+        if since.is_some() && record.state == State::Killed.as_str() {
+            return;
+        }
         *self.running_since.lock() = since;
-        self.update_host(|host| host.running_since = since);
+        change_host(&mut record, |host| host.running_since = since);
     }
 
     pub(super) fn state(&self) -> State {
@@ -197,10 +201,15 @@ impl Living {
         fits
     }
 
-    /// Sets when its time is up, for whoever waits for that and for the record.
+    /// Sets when its time is up, for whoever waits for that and for the record. One that has ended keeps its end: whoever
+    /// ends it asks nobody, and may have done so since the caller looked.
     pub(super) fn set_end(&self, end: Option<Deadline>) {
-        self.update(|record| record.end_at = end.and_then(|end| end.calendar));
-        self.update_host(|host| host.ends = end.map(|end| end.at));
+        let mut record = self.record.lock();
+        if record.state == State::Killed.as_str() {
+            return;
+        }
+        record.end_at = end.and_then(|end| end.calendar);
+        change_host(&mut record, |host| host.ends = end.map(|end| end.at));
         self.end_at.send_replace(end.map(|end| end.at));
     }
 
@@ -212,16 +221,19 @@ impl Living {
 
     /// Changes what the record says about where it runs.
     pub(super) fn update_host(&self, change: impl FnOnce(&mut HostState)) {
-        let mut record = self.record.lock();
-        if let Some(mut host) = HostState::of(&record) {
-            change(&mut host);
-            record.host = host.to_value();
-        }
+        change_host(&mut self.record.lock(), change);
     }
 
     /// What the record says about where it runs.
     pub(super) fn host(&self) -> Option<HostState> {
         HostState::of(&self.record.lock())
+    }
+}
+
+fn change_host(record: &mut SandboxRecord, change: impl FnOnce(&mut HostState)) {
+    if let Some(mut host) = HostState::of(record) {
+        change(&mut host);
+        record.host = host.to_value();
     }
 }
 
@@ -232,4 +244,61 @@ fn end_of(record: &SandboxRecord) -> Option<Uptime> {
         let timeout = Duration::from_secs(record.timeout_s);
         record.end_at.map(|end| of_calendar(end, timeout, Timestamp::now(), Uptime::now()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> Living {
+        let host = HostState {
+            first_id: 1,
+            policy: PolicySpec::default(),
+            cgroups: Cgroups::default(),
+            process: None,
+            ends: None,
+            running_since: None,
+        };
+        let record = SandboxRecord {
+            id: "sbx-00000000".to_owned(),
+            account: "account".to_owned(),
+            template_id: String::new(),
+            name: String::new(),
+            state: State::Running.as_str().to_owned(),
+            metadata: Default::default(),
+            envs: Default::default(),
+            spec: serde_json::Value::Null,
+            audit_enabled: true,
+            created_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            end_at: None,
+            timeout_s: 0,
+            on_timeout: String::new(),
+            auto_resume: false,
+            generation: 0,
+            host: host.to_value(),
+        };
+        Living::new("sbx-00000000".parse().unwrap(), InitClient::new("/nowhere".into()), record)
+    }
+
+    #[test]
+    fn one_that_has_ended_keeps_its_end_and_does_not_run_again_whoever_pauses_or_resumes_it_meanwhile() {
+        let (living, hour) = (running(), Deadline::after(Duration::from_secs(3600)));
+        let set = |end| {
+            living.set_end(end);
+            living.set_running_since(Some(Uptime::from_millis(5)));
+            (living.record().end_at, *living.end_at.borrow(), living.running_since())
+        };
+        let (calendar, at) = (hour.and_then(|hour| hour.calendar), hour.map(|hour| hour.at));
+        assert_eq!(set(hour), (calendar, at, Some(Uptime::from_millis(5))));
+        // It is ended between the two steps of whoever pauses it.
+        assert!(living.advance(&[State::Running], State::Paused));
+        assert!(living.advance(&[State::Paused], State::Killed));
+        living.update(|record| record.end_at = Some(Timestamp::UNIX_EPOCH));
+        living.set_running_since(None);
+        for end in [None, hour] {
+            assert_eq!(set(end), (Some(Timestamp::UNIX_EPOCH), at, None));
+            assert_eq!(living.host().unwrap().running_since, None);
+        }
+    }
 }

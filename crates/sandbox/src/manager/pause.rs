@@ -120,6 +120,10 @@ impl Manager {
             }
             return Err(error);
         }
+        // Whoever ends it does not wait until it stands still.
+        if living.state() == State::Killed {
+            return Err(SandboxError::Killed);
+        }
         self.recorder(&living.record()).lifecycle("sandbox_paused", json!({ "reason": why.as_str() }));
         Ok(())
     }
@@ -134,7 +138,7 @@ impl Manager {
                 tracing::warn!(sandbox = %living.id, %error, "cannot record that it is paused");
             }
         }
-        set_clock(living, Request::StopClock).await;
+        stop_clock(living).await;
         let cgroups = parts.cgroups.clone();
         let frozen = blocking({
             let cgroups = cgroups.clone();
@@ -142,7 +146,7 @@ impl Manager {
         });
         if let Err(fault) = frozen.await? {
             blocking(move || cgroups.thaw()).await??;
-            set_clock(living, Request::StartClock).await;
+            start_clock(living).await;
             return Err(fault.into());
         }
         Ok(())
@@ -163,7 +167,14 @@ impl Manager {
             living.advance(&[State::Running], State::Paused);
             living.set_end(None);
             living.set_running_since(None);
+            // What is in the store is that it runs; if it cannot be told otherwise, the next daemon lets it.
+            if let Err(error) = living.store(&self.inner.config.store).await {
+                tracing::warn!(sandbox = %living.id, %error, "cannot record that it is still paused");
+            }
             return Err(error);
+        }
+        if living.state() == State::Killed {
+            return Err(SandboxError::Killed);
         }
         self.recorder(&living.record()).lifecycle("sandbox_resumed", json!({ "reason": why }));
         Ok(())
@@ -173,7 +184,7 @@ impl Manager {
         living.store(&self.inner.config.store).await?;
         let cgroups = parts.cgroups.clone();
         blocking(move || cgroups.thaw()).await??;
-        set_clock(living, Request::StartClock).await;
+        start_clock(living).await;
         Ok(())
     }
 
@@ -185,8 +196,10 @@ impl Manager {
     ) -> Result<(), SandboxError> {
         let (cgroups, paused) = (parts.cgroups.clone(), living.state() == State::Paused);
         blocking(move || if paused { cgroups.freeze() } else { cgroups.thaw() }).await??;
-        if !paused {
-            set_clock(living, Request::StartClock).await;
+        if paused {
+            living.init.running_time().stop();
+        } else {
+            start_clock(living).await;
         }
         Ok(())
     }
@@ -208,6 +221,19 @@ impl Why {
             Self::Timeout => "timeout",
         }
     }
+}
+
+/// Lets the time of what runs inside stand still: here first, so that nothing that init is waited for is late by the clock
+/// here and not by the one inside.
+async fn stop_clock(living: &Living) {
+    living.init.running_time().stop();
+    set_clock(living, Request::StopClock).await;
+}
+
+/// Lets it go on, here last.
+async fn start_clock(living: &Living) {
+    set_clock(living, Request::StartClock).await;
+    living.init.running_time().start();
 }
 
 /// Tells init whether the time of commands runs. An init that is too old for that, or does not answer, does not keep a
