@@ -126,7 +126,7 @@ impl Pending {
 /// Records that a query met a fault of the daemon, and gives the reply: SERVFAIL, if the query can be read at all.
 fn fault<Z: Zone>(query: &[u8], zone: &Z, transport: Transport) -> Option<Vec<u8>> {
     let reply = || {
-        let asked = match message::read(query, transport) {
+        let asked = match message::read_question(query, transport) {
             Received::Asked(asked) => Some(asked),
             Received::Nothing | Received::Bad { .. } => None,
         };
@@ -233,12 +233,13 @@ fn refuse_name<Z: Zone>(asked: &Asked, zone: &Z, in_force: &InForce, verdict: Ve
     }
 }
 
-/// The reply to a query that is one too many. The event has no name: there may be as many as there are queries.
+/// The reply to a query that is one too many, of which no more is read than the reply takes over. The event has no name:
+/// there may be as many as there are queries.
 fn too_fast<Z: Zone>(query: &[u8], zone: &Z, transport: Transport) -> Option<Vec<u8>> {
     let verdict = Verdict { decision: Decision::Deny, rule: Rule::Default, reason: Reason::DnsRate };
     let text = describe_limit(&verdict);
     zone.record(event(zone.in_force().generation, verdict, None, transport));
-    match message::read(query, transport) {
+    match message::read_question(query, transport) {
         Received::Nothing => None,
         Received::Bad { reply, .. } => Some(reply),
         Received::Asked(asked) => asked.refused((Ede::Blocked, &text)),

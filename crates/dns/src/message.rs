@@ -16,6 +16,14 @@ use policy::HostName;
 
 /// The length of a message header in bytes (RFC 1035 section 4.1.1).
 const HEADER: usize = 12;
+/// The most records behind the question: EDNS (RFC 6891) and a signature of the message (RFC 8945, RFC 2931), neither of
+/// which there may be two of.
+const MAX_ADDITIONAL: u16 = 2;
+/// The most bytes of the name of a question (RFC 1035 section 2.3.4).
+const MAX_NAME: usize = 255;
+/// The length of an EDNS record without options (RFC 6891 section 6.1.2): the root's name, type, payload, flags, and how
+/// long the options are.
+const OPT: usize = 11;
 /// The largest reply over UDP in bytes, whatever the client offers: it never needs fragments.
 const MAX_UDP_REPLY: u16 = 1232;
 /// The option code of an Extended DNS Error (RFC 8914 section 2).
@@ -98,6 +106,9 @@ struct Frame {
 }
 
 /// Reads a message that came as a query.
+///
+/// What is no query is found by the header alone: the records of an answer may be many, with names that point to one
+/// another, and are not looked at.
 pub(crate) fn read(bytes: &[u8], transport: Transport) -> Received {
     let Some(header) = bytes.first_chunk::<HEADER>() else { return Received::Nothing };
     let [id_high, id_low, flags, ..] = *header;
@@ -115,10 +126,57 @@ pub(crate) fn read(bytes: &[u8], transport: Transport) -> Received {
     if OpCode::from_u8((flags >> 3) & 0x0f) != OpCode::Query {
         return frame.bad(ResponseCode::NotImp, None);
     }
+    let [_, _, _, _, counts @ ..] = *header;
+    if !is_question(counts) {
+        return frame.bad(ResponseCode::FormErr, Some(Fault::Malformed));
+    }
     match Message::from_vec(bytes) {
         Ok(message) => frame.question(message),
         Err(_) => frame.bad(ResponseCode::FormErr, Some(Fault::Malformed)),
     }
+}
+
+/// As [`read`], of the question and its EDNS flags only, whatever else there is in the message and however long it is: for
+/// a reply that costs no more than a short query does.
+pub(crate) fn read_question(bytes: &[u8], transport: Transport) -> Received {
+    match shortened(bytes) {
+        Some(short) => read(&short, transport),
+        // The header says what there is to say about it.
+        None => read(bytes.get(..HEADER).unwrap_or(bytes), transport),
+    }
+}
+
+/// Whether the counts of a header are those of one question: no answers, and nothing of an authority.
+fn is_question(counts: [u8; 8]) -> bool {
+    let [questions, answers, authorities, additional] = counts.as_chunks::<2>().0 else { return false };
+    let additional = u16::from_be_bytes(*additional);
+    (questions, answers, authorities) == (&[0, 1], &[0, 0], &[0, 0]) && additional <= MAX_ADDITIONAL
+}
+
+/// The header and the question of a message, with what comes right behind it if that is EDNS, whose options are left out.
+/// `None` if that is not how it is made.
+fn shortened(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
+    let mut labels = rest;
+    while let Some((&length, behind)) = labels.split_first().filter(|(length, _)| **length > 0) {
+        // A longer one is a pointer, and there is nothing yet to point to.
+        labels = behind.get(usize::from(length)..).filter(|_| length < 0x40)?;
+    }
+    // The end of the name, type and class.
+    let behind = labels.get(1 + 4..)?;
+    let question = rest.get(..rest.len() - behind.len()).filter(|question| question.len() <= MAX_NAME + 4)?;
+    let edns = behind.first_chunk::<OPT>().filter(|record| record.starts_with(&[0, 0, 41]));
+
+    let [id_and_flags @ .., _, _, _, _, _, _, _, _] = *header;
+    let mut short = Vec::with_capacity(HEADER + question.len() + OPT);
+    short.extend_from_slice(&id_and_flags);
+    short.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())]);
+    short.extend_from_slice(question);
+    if let Some([fixed @ .., _, _]) = edns {
+        short.extend_from_slice(fixed);
+        short.extend_from_slice(&[0, 0]);
+    }
+    Some(short)
 }
 
 impl Frame {

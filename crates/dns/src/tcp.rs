@@ -4,13 +4,13 @@ use std::{io, sync::Arc, time::Duration};
 
 use policy::{Decision, Reason, Rule, Verdict};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{Semaphore, mpsc},
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,10 @@ use crate::{
     answer::{self, Step},
 };
 
+/// The largest query that is read in bytes; of a longer one only the header is kept, and found malformed.
+const MAX_QUERY: usize = 4096;
+/// The length of a message header in bytes (RFC 1035 section 4.1.1).
+const HEADER: usize = 12;
 /// The most connections of one sandbox; further ones are closed.
 const MAX_CONNECTIONS: usize = 16;
 /// The most lookups of one connection at the same time; more queries wait unread.
@@ -31,6 +35,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Answers the queries of the connections that `listener` accepts until `stop`. A connection that cannot be accepted
 /// because the process has no descriptor left is reset and recorded.
+///
+/// It belongs on a runtime whose other tasks can bear to wait: what a sandbox asks is answered on the thread that reads it.
 ///
 /// # Errors
 /// None at present: a connection that cannot be accepted is tried again.
@@ -56,7 +62,7 @@ pub async fn serve_tcp<Z: Zone>(
             Ok((stream, _)) => stream,
             Err(error) if sys::spare::is_exhausted(&error) && sys::spare::turn_away(&listener).is_ok() => {
                 answer::record_daemon_fault(&*zone, None, Transport::Tcp);
-                tokio::task::yield_now().await;
+                yield_now().await;
                 continue;
             }
             Err(error) => {
@@ -101,6 +107,8 @@ async fn read_queries<Z: Zone>(
 ) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(MAX_PIPELINED));
     while let Some(query) = timeout(IDLE, read_query(&mut reader)).await?? {
+        // A read brings many queries, and those of others come between.
+        yield_now().await;
         let reply = match answer::begin(&query, &*zone, &upstream, Transport::Tcp) {
             Step::Done(reply) => reply,
             Step::Lookup(pending) => {
@@ -130,15 +138,25 @@ async fn read_queries<Z: Zone>(
     Ok(())
 }
 
-/// One length-prefixed message; `None` at the end of the stream.
+/// One length-prefixed message, or the header of one that is too long; `None` at the end of the stream.
 async fn read_query(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>> {
     let length = match reader.read_u16().await {
         Ok(length) => length,
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut query = vec![0; usize::from(length)];
+    let kept = if usize::from(length) > MAX_QUERY { HEADER } else { usize::from(length) };
+    let mut query = vec![0; kept];
     reader.read_exact(&mut query).await?;
+    let mut rest = usize::from(length) - kept;
+    while rest > 0 {
+        let passed = reader.fill_buf().await?.len().min(rest);
+        if passed == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        reader.consume(passed);
+        rest -= passed;
+    }
     Ok(Some(query))
 }
 

@@ -166,3 +166,64 @@ async fn connections_that_are_too_many_are_closed_and_recorded_until_one_has_end
     assert_eq!(addresses(&read(&mut client).await), ["93.184.216.34"]);
     stop.cancel();
 }
+
+/// A message as it goes in a stream.
+fn framed(bytes: &[u8]) -> Vec<u8> {
+    [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+}
+
+#[tokio::test]
+async fn a_query_in_a_stream_that_is_too_long_is_malformed_and_the_next_is_answered() {
+    let server = server().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (zone, stop) = (FakeZone::new(&spec()), CancellationToken::new());
+    tokio::spawn(dns::serve_tcp(listener, zone.clone(), server.upstream(), stop.clone()));
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let good = query("good.test.", RecordType::A).to_vec().unwrap();
+    for (length, code) in [
+        (4096, ResponseCode::NoError),
+        (4097, ResponseCode::FormErr),
+        (usize::from(u16::MAX), ResponseCode::FormErr),
+        (good.len(), ResponseCode::NoError),
+    ] {
+        let mut long = good.clone();
+        long.resize(length, 0);
+        client.write_all(&framed(&long)).await.unwrap();
+        assert_eq!(read(&mut client).await.response_code, code, "{length}");
+    }
+    assert_eq!(zone.reasons(), ["malformed_dns"; 2]);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn what_else_is_to_be_done_has_its_turn_after_each_query_of_a_stream() {
+    const QUERIES: usize = 500;
+    let server = server().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (zone, stop) = (FakeZone::new(&spec()), CancellationToken::new());
+    tokio::spawn(dns::serve_tcp(listener, zone.clone(), server.upstream(), stop.clone()));
+    let client = TcpStream::connect(address).await.unwrap();
+    let (mut replies, mut queries) = client.into_split();
+    // All of them are there when the first is read.
+    let bytes = framed(&query("evil.test.", RecordType::A).to_vec().unwrap()).repeat(QUERIES);
+    queries.write_all(&bytes).await.unwrap();
+    let reading = tokio::spawn(async move { tokio::io::copy(&mut replies, &mut tokio::io::sink()).await });
+    let turns = async {
+        let (mut answered, mut most) = (0, 0);
+        while answered < QUERIES {
+            tokio::task::yield_now().await;
+            let now = zone.events.lock().len();
+            most = most.max(now - answered);
+            answered = now;
+        }
+        most
+    };
+    // On this one thread, so that nothing is done beside. Without turns, as many are answered as a read brings.
+    let most = timeout(DEADLINE, turns).await.unwrap();
+    assert!(most < 10, "{most}");
+    drop(queries);
+    stop.cancel();
+    reading.await.unwrap().unwrap();
+}

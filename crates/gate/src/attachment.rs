@@ -180,9 +180,14 @@ impl Attachment {
             });
         }
         for listener in dns_tcp {
-            let listener = tokio::net::TcpListener::from_std(listener).map_err(GateError::Watch)?;
             let (zone, stop) = (Arc::clone(sandbox), self.member.stop.clone());
-            self.spawn("the resolver", dns::serve_tcp(listener, zone, config.upstream.clone(), stop));
+            let (workers, upstream) = (self.shared.workers.clone(), config.upstream.clone());
+            self.spawn("the resolver", async move {
+                let serve = async |stop| {
+                    dns::serve_tcp(tokio::net::TcpListener::from_std(listener)?, zone, upstream, stop).await
+                };
+                workers.run(stop, serve).await
+            });
         }
         for listeners in proxy {
             let (egress, stop) = (Arc::clone(sandbox), self.member.stop.clone());

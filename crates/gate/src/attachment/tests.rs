@@ -67,3 +67,50 @@ fn rules_that_are_gone_are_noticed_when_a_name_is_bound_and_others_go_on() {
         assert!(timeout(Duration::ZERO, two.broken()).await.is_err());
     });
 }
+
+/// Asks the sandbox's resolver for a name in a stream, or in a datagram: the code of the reply.
+fn ask(is_stream: bool) -> io::Result<u8> {
+    use std::{
+        io::{Read, Write},
+        net::{SocketAddr, TcpStream},
+    };
+
+    let query =
+        [b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".as_slice(), b"\x03x-y\x04evil\x04test\0\0\x10\0\x01"].concat();
+    let resolver = SocketAddr::new(crate::GATE_V4.into(), 53);
+    let mut reply = [0; 512];
+    if is_stream {
+        let mut stream = TcpStream::connect_timeout(&resolver, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&[&[0, u8::try_from(query.len()).unwrap()], &*query].concat())?;
+        stream.read_exact(&mut reply[..2 + 12])?;
+        return Ok(reply[2 + 3] & 0x0f);
+    }
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(resolver)?;
+    socket.send(&query)?;
+    socket.recv(&mut reply)?;
+    Ok(reply[3] & 0x0f)
+}
+
+#[test]
+fn names_are_answered_in_streams_and_datagrams_by_threads_that_do_nothing_else_for_the_daemon() {
+    const REFUSED: u8 = 5;
+    on_a_machine(|directory| async move {
+        let (_gate, [one, _two]) = sandboxes(directory.path(), "good.test").await;
+        // The only thread of the daemon's own runtime is busy until the answers have come.
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::spawn(async move {
+            begun.send(()).unwrap();
+            ends.recv().unwrap_err();
+        });
+        begins.recv().unwrap();
+        let namespace = NetNs::from(one.netns().try_clone_to_owned().unwrap());
+        let answers = namespace.run(|| [ask(false), ask(true)]).unwrap();
+        drop(end);
+        busy.await.unwrap();
+        assert_eq!(answers.map(Result::unwrap), [REFUSED; 2]);
+    });
+}
