@@ -32,8 +32,8 @@ const MAX_TTL: Duration = Duration::from_secs(3600);
 const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// How long a failure is remembered, so that a broken zone is not asked again for each query (RFC 9520 section 3.2).
 const FAILURE_TTL: Duration = Duration::from_secs(2);
-/// The most addresses that one answer may have; the rest is dropped.
-const MAX_ADDRESSES: usize = 64;
+/// The most addresses that one answer may have; the rest is dropped. Each is judged and bound for every reply.
+const MAX_ADDRESSES: usize = 32;
 /// The most CNAMEs that are followed inside one answer.
 const MAX_ALIASES: usize = 8;
 

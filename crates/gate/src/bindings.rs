@@ -1,19 +1,23 @@
 //! Which addresses the sandbox got as answers for which names, and for how long: no I/O, no clock.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use policy::HostName;
 
-use crate::ports::PortSet;
+use crate::ports::{PortCounts, PortSet};
 
 /// The shortest life of a binding: programs use an address for longer than its TTL says.
 pub const MIN_LIFE: Duration = Duration::from_secs(60);
 /// The longest, whatever the TTL says.
 pub const MAX_LIFE: Duration = Duration::from_secs(3600);
+/// How often at most is looked for what has ended, to make room: that looks at every binding.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
+/// The most bindings, for each address that may be bound: names that share their addresses have many.
+const BINDINGS_PER_ADDRESS: usize = 4;
 
 /// How much one sandbox can have bound at a time; the answer that would go beyond is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +35,22 @@ impl Default for BindingLimits {
 }
 
 /// The bindings of one sandbox: name ↔ address, each with an end.
+///
+/// What an answer costs depends on the number of its addresses, and not on how many names these have.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bindings {
     limits: BindingLimits,
     names: HashMap<HostName, Name>,
     addresses: HashMap<IpAddr, Address>,
+    /// How many there are: addresses of each name, together.
+    count: usize,
+    /// The number of the next name.
+    next: u64,
+    /// When room was made last.
+    made_room: Option<Instant>,
+    /// How many addresses were looked at.
+    #[cfg(test)]
+    settled: usize,
 }
 
 /// What has to change in the kernel. It counts as changed unless [`Bindings::undo`] says otherwise.
@@ -60,13 +75,18 @@ pub(crate) struct Full;
 
 #[derive(Clone, Debug)]
 struct Name {
+    /// How many names there were before it.
+    number: u64,
     ports: PortSet,
     ends: HashMap<IpAddr, Instant>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Address {
-    names: Vec<HostName>,
+    /// By their numbers.
+    names: BTreeMap<u64, HostName>,
+    /// The ports of all of them.
+    ports: PortCounts,
     /// Connections that use it: it does not expire while there are any.
     held: usize,
     /// What the kernel has.
@@ -92,31 +112,72 @@ impl Bindings {
         if addresses.is_empty() {
             return Ok(Change::default());
         }
-        let new_name = usize::from(!self.names.contains_key(name));
-        let new_addresses = addresses.iter().filter(|address| !self.addresses.contains_key(address)).count();
-        let BindingLimits { max_addresses, max_names } = self.limits;
-        if self.names.len() + new_name > max_names || self.addresses.len() + new_addresses > max_addresses {
+        if !self.have_room(name, addresses) {
             return Err(Full);
         }
         let end = now + ttl.clamp(MIN_LIFE, MAX_LIFE);
-        let bound = self
-            .names
-            .entry(name.clone())
-            .or_insert_with(|| Name { ports: ports.clone(), ends: HashMap::new() });
-        bound.ports = ports;
+        let mut touched = Vec::new();
+        let bound = match self.names.entry(name.clone()) {
+            Entry::Occupied(bound) => bound.into_mut(),
+            Entry::Vacant(place) => {
+                self.next += 1;
+                place.insert(Name { number: self.next, ports: ports.clone(), ends: HashMap::new() })
+            }
+        };
+        let has_other_ports = bound.ports != ports;
+        if has_other_ports {
+            for address in bound.ends.keys() {
+                if let Some(entry) = self.addresses.get_mut(address) {
+                    entry.ports.subtract(&bound.ports);
+                    entry.ports.add(&ports);
+                    touched.push(*address);
+                }
+            }
+            bound.ports = ports;
+        }
         for &address in addresses {
-            let slot = bound.ends.entry(address).or_insert(end);
-            *slot = end.max(*slot);
-            let entry = self.addresses.entry(address).or_insert_with(|| Address {
-                names: Vec::new(),
-                held: 0,
-                installed: PortSet::none(),
-            });
-            if !entry.names.contains(name) {
-                entry.names.push(name.clone());
+            match bound.ends.entry(address) {
+                Entry::Occupied(mut slot) => {
+                    slot.insert(end.max(*slot.get()));
+                    // A change may have been undone.
+                    let is_settled = self.addresses.get(&address).is_some_and(Address::is_settled);
+                    if !is_settled && !has_other_ports {
+                        touched.push(address);
+                    }
+                }
+                Entry::Vacant(slot) => {
+                    slot.insert(end);
+                    self.count += 1;
+                    let entry = self.addresses.entry(address).or_default();
+                    entry.names.insert(bound.number, name.clone());
+                    entry.ports.add(&bound.ports);
+                    touched.push(address);
+                }
             }
         }
-        Ok(self.settle(addresses.iter().copied()))
+        Ok(self.settle(touched))
+    }
+
+    /// Whether all of this can be bound.
+    fn have_room(&self, name: &HostName, addresses: &[IpAddr]) -> bool {
+        let BindingLimits { max_addresses, max_names } = self.limits;
+        let bound = self.names.get(name);
+        let new_bindings =
+            addresses.iter().filter(|address| !bound.is_some_and(|bound| bound.ends.contains_key(address)));
+        let new_addresses = addresses.iter().filter(|address| !self.addresses.contains_key(address));
+        self.names.len() + usize::from(bound.is_none()) <= max_names
+            && self.addresses.len() + new_addresses.count() <= max_addresses
+            && self.count + new_bindings.count() <= max_addresses.saturating_mul(BINDINGS_PER_ADDRESS)
+    }
+
+    /// As [`Self::expire`], which is worth a try at the limits, but not for each answer that would go beyond; `None` if that
+    /// was tried a moment ago.
+    pub(crate) fn make_room(&mut self, now: Instant) -> Option<Change> {
+        if self.made_room.is_some_and(|last| now < last + ROOM_INTERVAL) {
+            return None;
+        }
+        self.made_room = Some(now);
+        Some(self.expire(now))
     }
 
     /// Ends the bindings whose time is over and whose addresses no connection uses.
@@ -133,7 +194,14 @@ impl Bindings {
     ) {
         let _ = self.retain(|name, address, _, _| permitted(name, address));
         for (name, bound) in &mut self.names {
-            bound.ports = ports(name);
+            let ports = ports(name);
+            for address in bound.ends.keys() {
+                if let Some(entry) = self.addresses.get_mut(address) {
+                    entry.ports.subtract(&bound.ports);
+                    entry.ports.add(&ports);
+                }
+            }
+            bound.ports = ports;
         }
         let addresses: Vec<IpAddr> = self.addresses.keys().copied().collect();
         let _ = self.settle(addresses);
@@ -158,9 +226,9 @@ impl Bindings {
         self.addresses.iter().map(|(address, entry)| (*address, &entry.installed))
     }
 
-    /// The names bound to an address.
-    pub(crate) fn names_of(&self, address: IpAddr) -> &[HostName] {
-        self.addresses.get(&address).map_or(&[], |entry| &entry.names)
+    /// The names bound to an address, those first that were bound to any first.
+    pub(crate) fn names_of(&self, address: IpAddr) -> impl Iterator<Item = &HostName> {
+        self.addresses.get(&address).into_iter().flat_map(|entry| entry.names.values())
     }
 
     /// The addresses bound to a name.
@@ -188,23 +256,28 @@ impl Bindings {
     }
 
     fn retain(&mut self, keep: impl Fn(&HostName, IpAddr, Instant, bool) -> bool) -> Change {
-        let Self { names, addresses, .. } = self;
+        let Self { names, addresses, count, .. } = self;
         let mut touched = Vec::new();
         names.retain(|name, bound| {
-            bound.ends.retain(|address, end| {
+            let Name { number, ports, ends } = bound;
+            ends.retain(|address, end| {
                 let entry = addresses.get_mut(address);
                 let held = entry.as_ref().is_some_and(|entry| entry.held > 0);
                 let kept = keep(name, *address, *end, held);
                 if !kept {
+                    *count -= 1;
                     if let Some(entry) = entry {
-                        entry.names.retain(|other| other != name);
+                        entry.names.remove(number);
+                        entry.ports.subtract(ports);
                     }
                     touched.push(*address);
                 }
                 kept
             });
-            !bound.ends.is_empty()
+            !ends.is_empty()
         });
+        touched.sort_unstable();
+        touched.dedup();
         self.settle(touched)
     }
 
@@ -212,11 +285,12 @@ impl Bindings {
     fn settle(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Change {
         let mut change = Change::default();
         for address in addresses {
-            let Some(entry) = self.addresses.get_mut(&address) else { continue };
-            let mut wanted = PortSet::none();
-            for name in entry.names.iter().filter_map(|name| self.names.get(name)) {
-                wanted.join(&name.ports);
+            #[cfg(test)]
+            {
+                self.settled += 1;
             }
+            let Some(entry) = self.addresses.get_mut(&address) else { continue };
+            let wanted = entry.ports.wanted();
             let mut missing = wanted.clone();
             missing.subtract(&entry.installed);
             let mut surplus = std::mem::replace(&mut entry.installed, wanted);
@@ -232,6 +306,13 @@ impl Bindings {
             }
         }
         change
+    }
+}
+
+impl Address {
+    /// Whether the kernel has what it should.
+    fn is_settled(&self) -> bool {
+        self.ports.is(&self.installed)
     }
 }
 
@@ -265,7 +346,7 @@ mod tests {
         assert_eq!(change.add, [(address(1), PortSet::Every), (address(2), PortSet::Every)]);
         let again = bindings.bind(&name("a.test"), PortSet::Every, &[address(1)], TTL, now).unwrap();
         assert_eq!(again, Change::default());
-        assert_eq!(bindings.names_of(address(1)), [name("a.test")]);
+        assert!(bindings.names_of(address(1)).eq([&name("a.test")]));
     }
 
     #[test]
@@ -300,7 +381,7 @@ mod tests {
         let change = bindings.bind(&name("b.test"), only(&[22, 443]), &[address(1)], TTL, later).unwrap();
         assert_eq!(change.add, [(address(1), only(&[22]))]);
         assert_eq!(bindings.expire(now + TTL), Change::default());
-        assert_eq!(bindings.names_of(address(1)), [name("b.test")]);
+        assert!(bindings.names_of(address(1)).eq([&name("b.test")]));
         assert_eq!(bindings.expire(later + TTL).remove, [(address(1), only(&[22, 443]))]);
     }
 
@@ -332,7 +413,7 @@ mod tests {
         bindings.rejudge(|name, at| name.as_str() == "a.test" && at == address(1), |_| only(&[443]));
         let installed: Vec<_> = bindings.installed().collect();
         assert_eq!(installed, [(address(1), &only(&[443]))]);
-        assert_eq!(bindings.names_of(address(1)), [name("a.test")]);
+        assert!(bindings.names_of(address(1)).eq([&name("a.test")]));
     }
 
     #[test]
@@ -348,6 +429,63 @@ mod tests {
         assert_eq!(wider.remove, [(address(1), only(&[80]))]);
         bindings.undo(&wider);
         assert_eq!(bind(&mut bindings, PortSet::Every), wider);
+    }
+
+    #[test]
+    fn an_answer_that_changes_nothing_touches_nothing_however_many_names_its_addresses_have() {
+        let (mut bindings, now) = (Bindings::default(), Instant::now());
+        let addresses: Vec<IpAddr> = (1..=16).map(address).collect();
+        for number in 0..1000 {
+            let name = name(&format!("n{number}.test"));
+            // Only for what is new the kernel is asked, and only the name that is new is looked at.
+            let change = bindings.bind(&name, only(&[443]), &addresses, TTL, now).unwrap();
+            assert_eq!(change.add.len(), if number == 0 { 16 } else { 0 });
+            settled_after(&mut bindings, 0, |bindings| {
+                bindings.bind(&name, only(&[443]), &addresses, TTL, now).unwrap()
+            });
+        }
+        assert_eq!(bindings.names_of(address(1)).count(), 1000);
+        // The twin: other ports of one of the names are made so at all of its addresses, also those of earlier answers.
+        settled_after(&mut bindings, 16, |bindings| {
+            bindings.bind(&name("n7.test"), only(&[22]), &addresses[..1], TTL, now).unwrap()
+        });
+        assert!(bindings.installed().all(|(_, ports)| *ports == only(&[22, 443])));
+    }
+
+    /// How many addresses are looked at.
+    fn settled_after(bindings: &mut Bindings, count: usize, work: impl Fn(&mut Bindings) -> Change) {
+        let before = bindings.settled;
+        work(bindings);
+        assert_eq!(bindings.settled - before, count);
+    }
+
+    #[test]
+    fn at_the_limit_what_has_ended_is_looked_for_once_a_second_and_found_then() {
+        let limits = BindingLimits { max_addresses: 20, max_names: 1 };
+        let (mut bindings, start) = (Bindings::new(limits), Instant::now());
+        let at = |millis| start + Duration::from_millis(millis);
+        bindings.bind(&name("a.test"), PortSet::Every, &[address(1)], TTL, start).unwrap();
+        assert_eq!(bindings.make_room(at(299_500)), Some(Change::default()));
+        assert_eq!(bindings.make_room(at(300_400)), None);
+        assert_eq!(bindings.make_room(at(300_500)).unwrap().remove, [(address(1), PortSet::Every)]);
+        assert!(bindings.bind(&name("b.test"), PortSet::Every, &[address(1)], TTL, at(300_500)).is_ok());
+    }
+
+    #[test]
+    fn names_that_share_their_addresses_have_so_many_bindings_and_no_more() {
+        let limits = BindingLimits { max_addresses: 10, max_names: 100 };
+        let (mut bindings, now) = (Bindings::new(limits), Instant::now());
+        let addresses: Vec<IpAddr> = (0..10).map(address).collect();
+        let mut bind = |name: &str, addresses: &[IpAddr]| {
+            bindings.bind(&HostName::parse(name).unwrap(), PortSet::Every, addresses, TTL, now).is_ok()
+        };
+        assert!(["a.test", "b.test", "c.test"].iter().all(|name| bind(name, &addresses)));
+        assert!(bind("d.test", &addresses[..9]) && bind("a.test", &addresses));
+        assert!(!bind("e.test", &addresses[..2]) && bind("e.test", &addresses[..1]));
+        assert!(!bind("f.test", &addresses[..1]));
+        bindings.expire(now + TTL);
+        assert_eq!((bindings.len(), bindings.count), (0, 0));
+        assert!(bindings.bind(&name("f.test"), PortSet::Every, &addresses, TTL, now).is_ok());
     }
 
     proptest! {
@@ -379,6 +517,15 @@ mod tests {
                 let installed: HashMap<IpAddr, PortSet> =
                     bindings.installed().map(|(address, ports)| (address, ports.clone())).collect();
                 prop_assert_eq!(&kernel, &installed);
+                prop_assert!(bindings.addresses.values().all(Address::is_settled));
+                let pairs: usize = bindings.names.values().map(|bound| bound.ends.len()).sum();
+                let names: usize = bindings.addresses.values().map(|entry| entry.names.len()).sum();
+                prop_assert_eq!((bindings.count, pairs), (pairs, names));
+                for (address, entry) in &bindings.addresses {
+                    let mut ports = PortSet::none();
+                    entry.names.values().for_each(|name| ports.join(&bindings.names[name].ports));
+                    prop_assert_eq!((address, &entry.installed), (address, &ports));
+                }
             }
         }
     }

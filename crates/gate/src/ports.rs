@@ -1,6 +1,6 @@
 //! The ports on which a policy permits a name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use policy::{Entry, Flow, HostName, Policy, Protocol};
 
@@ -40,6 +40,61 @@ impl PortSet {
     /// Whether no port is in it.
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Only(ports) if ports.is_empty())
+    }
+}
+
+impl Default for PortSet {
+    fn default() -> Self {
+        Self::none()
+    }
+}
+
+/// Sets of ports put together, each of which can be taken away again.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PortCounts {
+    /// How many are every port.
+    every: usize,
+    /// In how many others each port is.
+    only: BTreeMap<u16, usize>,
+}
+
+impl PortCounts {
+    /// Adds a set.
+    pub(crate) fn add(&mut self, ports: &PortSet) {
+        match ports {
+            PortSet::Every => self.every += 1,
+            PortSet::Only(ports) => ports.iter().for_each(|port| *self.only.entry(*port).or_default() += 1),
+        }
+    }
+
+    /// Takes a set away that was added.
+    pub(crate) fn subtract(&mut self, ports: &PortSet) {
+        match ports {
+            PortSet::Every => self.every = self.every.saturating_sub(1),
+            PortSet::Only(ports) => {
+                for port in ports {
+                    if let Some(count) = self.only.get_mut(port) {
+                        *count -= 1;
+                        if *count == 0 {
+                            self.only.remove(port);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What all of them have together, as [`PortSet::join`] would have it.
+    pub(crate) fn wanted(&self) -> PortSet {
+        if self.every > 0 { PortSet::Every } else { PortSet::Only(self.only.keys().copied().collect()) }
+    }
+
+    /// Whether that is what [`Self::wanted`] gives.
+    pub(crate) fn is(&self, ports: &PortSet) -> bool {
+        match ports {
+            PortSet::Every => self.every > 0,
+            PortSet::Only(ports) => self.every == 0 && self.only.keys().eq(ports),
+        }
     }
 }
 

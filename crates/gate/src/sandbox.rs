@@ -253,8 +253,10 @@ impl Sandbox {
         if let Some(name) = self.sinks.lock().name_of(address) {
             return Some(Known { name: name.clone(), is_sink: true });
         }
-        match self.kernel.lock().bindings.names_of(address) {
-            [name] => Some(Known { name: name.clone(), is_sink: false }),
+        let kernel = self.kernel.lock();
+        let mut names = kernel.bindings.names_of(address);
+        match (names.next(), names.next()) {
+            (Some(name), None) => Some(Known { name: name.clone(), is_sink: false }),
             _ => None,
         }
     }
@@ -396,8 +398,9 @@ impl Zone for Sandbox {
         let ports = force.ports.permitted(policy, name);
         let now = Instant::now();
         let mut change = kernel.bindings.bind(name, ports.clone(), addresses, ttl, now);
-        if change.is_err() {
-            let expired = kernel.bindings.expire(now);
+        if change.is_err()
+            && let Some(expired) = kernel.bindings.make_room(now)
+        {
             self.apply(&mut kernel, &expired).map_err(|error| BindRefused::Kernel(error.to_string()))?;
             change = kernel.bindings.bind(name, ports, addresses, ttl, now);
         }
@@ -449,7 +452,7 @@ impl Egress for Sandbox {
     }
 
     fn names_bound_to(&self, address: IpAddr) -> Vec<HostName> {
-        self.kernel.lock().bindings.names_of(address).to_vec()
+        self.kernel.lock().bindings.names_of(address).cloned().collect()
     }
 
     fn addresses_of(&self, name: &HostName) -> impl Future<Output = Result<Vec<IpAddr>, NoAddress>> + Send {
