@@ -101,6 +101,10 @@ impl Zone for Sandbox {
         self.judged.lock().unwrap().extend(event.name);
     }
 
+    fn record_if_alone(&self, event: FlowEvent) {
+        self.record(event);
+    }
+
     fn ipv6(&self) -> bool {
         true
     }

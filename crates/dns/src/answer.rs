@@ -179,10 +179,12 @@ fn conclude<Z: Zone>(asked: &Asked, zone: &Z, outcome: Result<Answer, LookupErro
             }
             Err(error @ BindRefused::Kernel(_)) => {
                 tracing::error!(name = %asked.name, %error, "an answer could not be bound");
+                record_daemon_fault(zone, Some(asked.name.clone()), asked.transport());
                 return asked.failed((Ede::Other, "the answer could not be bound"));
             }
         }
     }
+    record_daemon_fault(zone, Some(asked.name.clone()), asked.transport());
     asked.failed((Ede::Other, "the policy is being replaced"))
 }
 
@@ -221,7 +223,10 @@ fn refuse_name<Z: Zone>(asked: &Asked, zone: &Z, in_force: &InForce, verdict: Ve
                     return asked.addresses(&[IpAddr::V4(sink)], SINK_TTL);
                 }
             }
-            Kind::Aaaa => return asked.no_data(),
+            Kind::Aaaa => {
+                zone.record_if_alone(blocked(asked, in_force, verdict, None));
+                return asked.no_data();
+            }
             Kind::Any | Kind::Other => {}
         }
     }
@@ -281,8 +286,12 @@ fn describe_limit(verdict: &Verdict) -> String {
 }
 
 fn record<Z: Zone>(zone: &Z, asked: &Asked, in_force: &InForce, verdict: Verdict, address: Option<IpAddr>) {
+    zone.record(blocked(asked, in_force, verdict, address));
+}
+
+fn blocked(asked: &Asked, in_force: &InForce, verdict: Verdict, address: Option<IpAddr>) -> FlowEvent {
     let name = Some(asked.name.clone());
-    zone.record(FlowEvent { address, ..event(in_force.generation, verdict, name, asked.transport()) });
+    FlowEvent { address, ..event(in_force.generation, verdict, name, asked.transport()) }
 }
 
 fn record_fault<Z: Zone>(zone: &Z, fault: Fault, transport: Transport) {

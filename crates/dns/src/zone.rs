@@ -41,6 +41,11 @@ pub trait Zone: Send + Sync + 'static {
     /// Records a decision. Never blocks.
     fn record(&self, event: FlowEvent);
 
+    /// Records that a refused name was asked for IPv6 addresses, of which there are none said to be, unless its sink address
+    /// is asked for a moment before or after: most clients ask for both, and the connection to the sink is what is recorded
+    /// then. Never blocks.
+    fn record_if_alone(&self, event: FlowEvent);
+
     /// Whether the node has an IPv6 path; without one AAAA answers are empty.
     fn ipv6(&self) -> bool;
 }

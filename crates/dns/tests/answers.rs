@@ -88,8 +88,14 @@ async fn a_refused_name_gets_a_sink_address_under_an_allowlist() {
     assert!(reply.answers.iter().all(|record| record.ttl <= 10));
     let reply = ask(&zone, &upstream, "evil.test.", RecordType::AAAA).await;
     assert_eq!((reply.response_code, reply.answers.len()), (ResponseCode::NoError, 0));
-    // The connection to the sink is what is recorded, with its port.
+    // The connection to the sink is what is recorded, with its port; of who asks for IPv6 addresses only, the query.
     assert!(zone.events.lock().is_empty());
+    let alone = zone.alone.lock().clone();
+    let [event] = alone.as_slice() else { panic!("{alone:?}") };
+    assert_eq!((event.kind, &event.name), (EventKind::DnsBlocked, &Some(name("evil.test"))));
+    assert_eq!((event.verdict.reason.as_str(), event.name_source), ("default_deny", NameSource::Dns));
+    ask(&zone, &upstream, "good.test.", RecordType::AAAA).await;
+    assert_eq!(zone.alone.lock().len(), 1);
     assert!(zone.bound.lock().is_empty());
 }
 
@@ -246,9 +252,16 @@ async fn an_answer_that_cannot_be_bound_is_not_given() {
     zone.bind_results.lock().push(BindRefused::Kernel("no".to_owned()));
     let reply = ask(&zone, &upstream, "good.test.", RecordType::A).await;
     assert_eq!((reply.response_code, reply.answers.len()), (ResponseCode::ServFail, 0));
+    assert_eq!(zone.reasons(), ["binding_limit", "daemon_fault"]);
+    zone.bind_results.lock().extend([const { BindRefused::Superseded }; 4]);
+    let reply = ask(&zone, &upstream, "good.test.", RecordType::A).await;
+    assert_eq!((reply.response_code, reply.answers.len()), (ResponseCode::ServFail, 0));
+    assert_eq!(zone.reasons(), ["binding_limit", "daemon_fault", "daemon_fault"]);
+    assert!(zone.events.lock().iter().all(|event| event.name == Some(name("good.test"))));
 
     let reply = ask(&zone, &upstream, "good.test.", RecordType::A).await;
     assert_eq!(addresses(&reply), ["93.184.216.34"]);
+    assert_eq!(zone.reasons().len(), 3);
     assert_eq!(zone.bound.lock().len(), 1);
 }
 

@@ -142,6 +142,7 @@ impl Gate {
     /// been counted since, knows what nobody recorded.
     pub fn settle(&self) {
         for member in self.shared.members() {
+            member.sandbox.record_alone(true);
             member.sandbox.tidy();
         }
     }

@@ -154,6 +154,7 @@ impl Member {
         let mut wire = self.wire.lock();
         if !wire.is_detached {
             wire.is_detached = true;
+            self.sandbox.record_alone(true);
             self.sandbox.tidy();
         }
         self.cut_wire(shared, &mut wire);

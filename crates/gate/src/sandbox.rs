@@ -156,8 +156,17 @@ impl Sandbox {
         }
     }
 
+    /// Records the names that were asked for IPv6 addresses alone a while ago, or at all.
+    pub(crate) fn record_alone(&self, are_all: bool) {
+        let alone = self.sinks.lock().take_alone(Instant::now(), are_all);
+        alone.into_iter().for_each(|event| {
+            self.recorder.flow(event);
+        });
+    }
+
     /// What is due now and then: ends bindings whose time is over, and records how many refusals were not recorded.
     pub(crate) fn tidy(&self) {
+        self.record_alone(false);
         let mut kernel = self.kernel.lock();
         if !kernel.is_closed {
             let missing = kernel.ledger.find_missing();
@@ -175,6 +184,7 @@ impl Sandbox {
 
     /// Compares for the last time, when everything that was logged has been read.
     pub(crate) fn close(&self) {
+        self.record_alone(true);
         let mut kernel = self.kernel.lock();
         if !std::mem::replace(&mut kernel.is_closed, true) {
             self.read_counters(&mut kernel);
@@ -421,7 +431,7 @@ impl Zone for Sandbox {
         if allow.iter().any(|entry| overlaps_sinks(&entry.net)) {
             return None;
         }
-        self.sinks.lock().assign(name)
+        self.sinks.lock().assign(name, Instant::now())
     }
 
     fn budget(&self) -> &Budget {
@@ -434,6 +444,13 @@ impl Zone for Sandbox {
 
     fn record(&self, event: FlowEvent) {
         self.recorder.flow(event);
+    }
+
+    fn record_if_alone(&self, event: FlowEvent) {
+        let event = self.sinks.lock().wait(event, Instant::now());
+        if let Some(event) = event {
+            self.recorder.flow(event);
+        }
     }
 
     fn ipv6(&self) -> bool {

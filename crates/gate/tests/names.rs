@@ -128,6 +128,30 @@ fn a_name_that_is_not_permitted_never_leaves_the_node_and_its_connection_is_told
 }
 
 #[test]
+fn a_refused_name_that_is_asked_for_an_ipv6_address_alone_is_told_and_with_both_its_connection_is() {
+    lab::run(|lab| async move {
+        let sandbox = lab.allowing(&["api.github.com"]).await;
+        assert!(sandbox.lookup_v6("alone.evil.com").await.is_empty());
+        for name in ["both.evil.com", "api.github.com"] {
+            sandbox.lookup_v6(name).await;
+            sandbox.lookup(name).await;
+        }
+        let sink = sandbox.lookup("both.evil.com").await[0];
+        assert_eq!(kind(sandbox.connect(&format!("{sink}:443")).await), ConnectionRefused);
+        // Whoever asks next is not waited for when the daemon ends.
+        lab.gate.settle();
+        let events = lab.events(&sandbox).await;
+        let mut told: Vec<_> =
+            events.iter().map(|event| (&*event.kind, event.host.as_deref(), event.count)).collect();
+        told.sort_unstable();
+        let expected =
+            [("dns_blocked", Some("alone.evil.com"), 1), ("egress_blocked", Some("both.evil.com"), 1)];
+        assert_eq!(told, expected);
+        assert_eq!(lab.asked_for("alone.evil.com"), 0);
+    });
+}
+
+#[test]
 fn quic_to_a_bound_address_is_refused_at_once() {
     lab::run(|lab| async move {
         let sandbox = lab.allowing(&["api.github.com"]).await;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{HostName, Protocol, Verdict};
 
 /// One decision about one flow (or one HTTP request, or one DNS query).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowEvent {
     /// What kind of decision.
     pub kind: EventKind,

@@ -46,6 +46,8 @@ pub(crate) struct FakeZone {
     pub(crate) bound: Mutex<Vec<Binding>>,
     pub(crate) events: Mutex<Vec<FlowEvent>>,
     pub(crate) sinks: Mutex<Vec<HostName>>,
+    /// Events of names that were asked for IPv6 addresses only, or for others too.
+    pub(crate) alone: Mutex<Vec<FlowEvent>>,
     /// What `bind` says, in turn; `Ok` when it is empty.
     pub(crate) bind_results: Mutex<Vec<BindRefused>>,
     /// The policy that comes into force when a bind is refused.
@@ -76,6 +78,7 @@ impl FakeZone {
             bound: Mutex::default(),
             events: Mutex::default(),
             sinks: Mutex::default(),
+            alone: Mutex::default(),
             bind_results: Mutex::default(),
             successor: Mutex::default(),
             no_sinks: AtomicBool::new(false),
@@ -133,6 +136,10 @@ impl Zone for FakeZone {
 
     fn record(&self, event: FlowEvent) {
         self.events.lock().push(event);
+    }
+
+    fn record_if_alone(&self, event: FlowEvent) {
+        self.alone.lock().push(event);
     }
 
     fn ipv6(&self) -> bool {
