@@ -315,7 +315,7 @@ fn of_many_refused_attempts_of_a_sandbox_the_first_are_recorded_and_the_others_c
     let mut expected = vec![recorded.clone(); ATTEMPTS as usize];
     expected.push((GAP.to_owned(), Some(ATTEMPT_LIMIT.to_owned()), 5));
     assert_eq!(of(&drained, "sbx-a"), expected);
-    assert_eq!(of(&drained, "sbx-b"), [recorded.clone()]);
+    assert_eq!(of(&drained, "sbx-b"), std::slice::from_ref(&recorded));
 
     attempt(&mut queue, &a, clock.tick(ATTEMPTS_WINDOW));
     assert_eq!(of(&queue.take(clock.0).sort(), "sbx-a"), [recorded]);
