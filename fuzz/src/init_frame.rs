@@ -4,7 +4,8 @@
 use std::fmt::Debug;
 
 use init_protocol::{
-    Boot, ClientFrame, CodecError, FrameBuffer, InitFrame, MAX_FRAME, decode, encode, read_frame,
+    Boot, Bulk, ClientFrame, CodecError, Frame, FrameBuffer, InitFrame, MAX_FRAME, Stream, decode, encode,
+    read_frame,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -29,13 +30,30 @@ enum End {
     Malformed,
 }
 
-fn check_stream<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8], size: usize) {
+fn check_stream<T: Serialize + Frame + Clone + PartialEq + Debug>(bytes: &[u8], size: usize) {
     let whole = read_blocking::<T>(bytes);
     assert_eq!(whole, read_in::<T>(bytes, size));
     assert_eq!(whole, read_in::<T>(bytes, bytes.len().max(1)));
+    assert_eq!(whole, read_to_room::<T>(bytes, size));
+    assert_eq!(whole, read_to_room::<T>(bytes, usize::MAX));
+    for kind in [Bulk::File, Bulk::Stdin, Bulk::Output(Stream::Stdout), Bulk::Output(Stream::Stderr)] {
+        check_bulk::<T>(kind, bytes, size);
+    }
     for frame in &whole.0 {
         check_frame(frame, bytes.len());
     }
+}
+
+/// Any bytes can be a bulk frame, and are then what the frame of CBOR with these bytes is.
+fn check_bulk<T: Serialize + Frame + Clone + PartialEq + Debug>(kind: Bulk, bytes: &[u8], size: usize) {
+    let Some(frame) = T::from_bulk(kind, bytes.to_vec()) else { return };
+    let header = kind.header(bytes.len()).expect("an input is shorter than a frame may be");
+    let wire = [header.as_slice(), bytes, &encode(&frame).expect("so is its encoding")].concat();
+    let twice = (vec![frame.clone(), frame], End::Closed);
+    assert_eq!(twice, read_blocking(&wire));
+    assert_eq!(twice, read_to_room(&wire, size));
+    let (frames, end) = read_to_room::<T>(&wire[..header.len() + bytes.len() / 2], size);
+    assert_eq!((frames.len(), end == End::Truncated), (usize::from(bytes.is_empty()), !bytes.is_empty()));
 }
 
 fn check_body<T: Serialize + DeserializeOwned + PartialEq + Debug>(body: &[u8]) {
@@ -52,7 +70,7 @@ fn check_frame<T: Serialize + DeserializeOwned + PartialEq + Debug>(frame: &T, l
     assert!(wire.len() <= length + 256, "{} bytes became {}", length, wire.len());
 }
 
-fn read_blocking<T: DeserializeOwned>(mut bytes: &[u8]) -> (Vec<T>, End) {
+fn read_blocking<T: Frame>(mut bytes: &[u8]) -> (Vec<T>, End) {
     let mut frames = Vec::new();
     loop {
         match read_frame(&mut bytes) {
@@ -63,7 +81,7 @@ fn read_blocking<T: DeserializeOwned>(mut bytes: &[u8]) -> (Vec<T>, End) {
     }
 }
 
-fn read_in<T: DeserializeOwned>(bytes: &[u8], size: usize) -> (Vec<T>, End) {
+fn read_in<T: Frame>(bytes: &[u8], size: usize) -> (Vec<T>, End) {
     let mut buffer = FrameBuffer::default();
     let mut frames = Vec::new();
     for piece in bytes.chunks(size) {
@@ -75,6 +93,31 @@ fn read_in<T: DeserializeOwned>(bytes: &[u8], size: usize) -> (Vec<T>, End) {
                 Err(error) => return (frames, end(&error)),
             }
         }
+    }
+    let end = if buffer.is_empty() { End::Closed } else { End::Truncated };
+    (frames, end)
+}
+
+/// As from a socket that gives at most so many bytes at a time.
+fn read_to_room<T: Frame>(mut bytes: &[u8], most: usize) -> (Vec<T>, End) {
+    let mut buffer = FrameBuffer::default();
+    let mut frames = Vec::new();
+    loop {
+        match buffer.next() {
+            Ok(Some(frame)) => {
+                frames.push(frame);
+                continue;
+            }
+            Ok(None) if bytes.is_empty() => break,
+            Ok(None) => {}
+            Err(error) => return (frames, end(&error)),
+        }
+        let room = buffer.room();
+        let free = room.capacity() - room.len();
+        assert!(free > 0, "a full room would look like the end of the stream");
+        let (piece, rest) = bytes.split_at(bytes.len().min(most).min(free));
+        room.extend_from_slice(piece);
+        bytes = rest;
     }
     let end = if buffer.is_empty() { End::Closed } else { End::Truncated };
     (frames, end)

@@ -4,10 +4,10 @@ use std::io::{self, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{MAX_CHUNK, MAX_FRAME};
-
-/// Length of the length.
-const HEADER: usize = 4;
+use crate::{
+    Frame, MAX_BULK, MAX_CHUNK, MAX_FRAME,
+    bulk::{Bulk, HEADER, Header},
+};
 
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -59,30 +59,30 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
 /// Deepest nesting of a body: the frames need five, and init decodes on small stacks.
 const NESTING: usize = 16;
 
-/// The length of a body from its header.
-///
-/// # Errors
-/// [`CodecError::TooLong`].
-pub fn body_length(header: [u8; HEADER]) -> Result<usize, CodecError> {
-    let length = u32::from_le_bytes(header) as usize;
-    if length <= MAX_FRAME { Ok(length) } else { Err(CodecError::TooLong(length)) }
+/// The frame that the bytes of a bulk frame are.
+fn from_bulk<T: Frame>(kind: Bulk, data: Vec<u8>) -> Result<T, CodecError> {
+    T::from_bulk(kind, data).ok_or_else(|| CodecError::Malformed(format!("{kind:?} has no place here")))
 }
 
 /// Reads one frame; `None` when the stream has ended before it.
 ///
 /// # Errors
 /// Any [`CodecError`].
-pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> Result<Option<T>, CodecError> {
+pub fn read_frame<T: Frame>(from: &mut impl Read) -> Result<Option<T>, CodecError> {
     let mut header = Vec::with_capacity(HEADER);
     read_up_to(from, HEADER, &mut header)?;
     if header.is_empty() {
         return Ok(None);
     }
-    let header = <[u8; HEADER]>::try_from(header).map_err(|_| CodecError::Truncated)?;
-    let length = body_length(header)?;
+    let header = Header::parse(header.try_into().map_err(|_| CodecError::Truncated)?)?;
+    let (Header::Encoded(length) | Header::Bulk(_, length)) = header;
     let mut body = Vec::new();
     read_up_to(from, length, &mut body)?;
-    if body.len() < length { Err(CodecError::Truncated) } else { decode(&body).map(Some) }
+    match header {
+        _ if body.len() < length => Err(CodecError::Truncated),
+        Header::Encoded(_) => decode(&body).map(Some),
+        Header::Bulk(kind, _) => from_bulk(kind, body).map(Some),
+    }
 }
 
 /// Writes one frame, in one piece.
@@ -93,21 +93,67 @@ pub fn write_frame<T: Serialize>(to: &mut impl Write, frame: &T) -> Result<(), C
     Ok(to.write_all(&encode(frame)?)?)
 }
 
-/// Frames out of bytes that arrive in any portions, for non-blocking readers.
+/// Frames out of bytes that arrive in any portions, for readers that know no boundaries.
 #[derive(Debug, Default)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
     /// Bytes at the front that were handed out already.
     taken: usize,
+    /// The bulk frame of which a part is missing; no byte waits in `bytes` then.
+    arriving: Option<Arriving>,
+    /// Whether the last frame was a bulk frame.
+    after_bulk: bool,
 }
+
+/// A bulk frame whose header has been read.
+#[derive(Debug)]
+struct Arriving {
+    kind: Bulk,
+    length: usize,
+    /// What is there of it. Once it is complete, what was read beyond it may follow.
+    data: Vec<u8>,
+}
+
+impl Arriving {
+    fn missing(&self) -> usize {
+        self.length.saturating_sub(self.data.len())
+    }
+}
+
+/// How much is read at once when no bulk frame is expected.
+const READ: usize = MAX_CHUNK;
+
+/// How much is read at once after a bulk frame: where one follows, that is its header, and only so much of it has to
+/// be moved.
+const READ_AFTER_BULK: usize = 64;
 
 impl FrameBuffer {
     /// Adds what arrived. At most one incomplete frame stays inside if [`Self::next`] is called until it gives
     /// `None` before more is added.
     pub fn extend(&mut self, bytes: &[u8]) {
-        self.bytes.drain(..self.taken);
-        self.taken = 0;
-        self.bytes.extend_from_slice(bytes);
+        let missing = self.arriving.as_ref().map_or(0, Arriving::missing);
+        let (first, rest) = bytes.split_at(missing.min(bytes.len()));
+        if let Some(arriving) = &mut self.arriving {
+            arriving.data.extend_from_slice(first);
+        }
+        self.forget_taken();
+        self.bytes.extend_from_slice(rest);
+    }
+
+    /// Where to read to: what is appended arrives as if by [`Self::extend`], and there is room for at least a byte.
+    /// The bytes of a bulk frame are read to where they stay. Call it when [`Self::next`] has given `None`.
+    pub fn room(&mut self) -> &mut Vec<u8> {
+        self.forget_taken();
+        match &mut self.arriving {
+            Some(arriving) => {
+                arriving.data.reserve_exact(arriving.missing().min(MAX_BULK) + HEADER);
+                &mut arriving.data
+            }
+            None => {
+                self.bytes.reserve_exact(if self.after_bulk { READ_AFTER_BULK } else { READ });
+                &mut self.bytes
+            }
+        }
     }
 
     /// The next complete frame.
@@ -116,19 +162,62 @@ impl FrameBuffer {
     /// [`CodecError::TooLong`] (known from the header alone), [`CodecError::Malformed`]. The stream cannot be
     /// used any further.
     #[expect(clippy::should_implement_trait, reason = "generic over the frame, and it can fail")]
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CodecError> {
-        let waiting = self.bytes.get(self.taken..).unwrap_or_default();
-        let Some((header, rest)) = waiting.split_first_chunk::<HEADER>() else { return Ok(None) };
-        let length = body_length(*header)?;
-        let Some(body) = rest.get(..length) else { return Ok(None) };
-        let frame = decode(body)?;
-        self.taken += HEADER + length;
-        Ok(Some(frame))
+    pub fn next<T: Frame>(&mut self) -> Result<Option<T>, CodecError> {
+        if self.arriving.is_none() {
+            let waiting = self.bytes.get(self.taken..).unwrap_or_default();
+            let Some((header, rest)) = waiting.split_first_chunk::<HEADER>() else { return Ok(None) };
+            match Header::parse(*header)? {
+                Header::Encoded(length) => {
+                    let Some(body) = rest.get(..length) else { return Ok(None) };
+                    let frame = decode(body)?;
+                    self.taken += HEADER + length;
+                    self.after_bulk = false;
+                    return Ok(Some(frame));
+                }
+                Header::Bulk(kind, length) => {
+                    let there = rest.get(..length).unwrap_or(rest);
+                    let data = there.to_vec();
+                    self.taken += HEADER + there.len();
+                    self.arriving = Some(Arriving { kind, length, data });
+                }
+            }
+        }
+        match self.arriving.take_if(|arriving| arriving.missing() == 0) {
+            None => Ok(None),
+            Some(Arriving { kind, length, mut data }) => {
+                self.end_bulk();
+                self.bytes.extend_from_slice(data.get(length..).unwrap_or_default());
+                data.truncate(length);
+                from_bulk(kind, data).map(Some)
+            }
+        }
+    }
+
+    /// Takes out a bulk frame of which a part is missing, for a caller who then reads the rest from the stream
+    /// itself: its kind, what is there of it, and how many bytes follow.
+    pub fn take_incomplete(&mut self) -> Option<(Bulk, Vec<u8>, usize)> {
+        let arriving = self.arriving.take_if(|arriving| arriving.missing() > 0)?;
+        self.end_bulk();
+        let missing = arriving.missing();
+        Some((arriving.kind, arriving.data, missing))
+    }
+
+    fn end_bulk(&mut self) {
+        self.after_bulk = true;
+        if self.is_empty() {
+            // What is kept for smaller frames would be read to in one go.
+            (self.bytes, self.taken) = (Vec::new(), 0);
+        }
     }
 
     /// Whether no byte waits, so that the stream may end here.
     pub fn is_empty(&self) -> bool {
-        self.bytes.len() == self.taken
+        self.bytes.len() == self.taken && self.arriving.is_none()
+    }
+
+    fn forget_taken(&mut self) {
+        self.bytes.drain(..self.taken);
+        self.taken = 0;
     }
 }
 

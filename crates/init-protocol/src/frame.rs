@@ -18,6 +18,11 @@ pub struct Hello {
 impl Hello {
     /// The greeting of this build.
     pub const CURRENT: Self = Self { version: crate::VERSION, revision: crate::REVISION };
+
+    /// Whether the sender reads bulk frames.
+    pub fn reads_bulk(self) -> bool {
+        self.revision >= crate::BULK_REVISION
+    }
 }
 
 /// What init needs before it can serve: the one frame on [`BOOT_FD`](crate::BOOT_FD).

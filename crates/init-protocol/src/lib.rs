@@ -1,8 +1,10 @@
 //! Frames between the daemon and the init of a sandbox.
 //!
 //! The daemon connects to init's unix stream socket; **one connection carries one operation**. Every frame is
-//! a little-endian `u32` length (at most [`MAX_FRAME`]) followed by that many bytes of CBOR. The first frame of
-//! each side is a [`Hello`]; neither side waits for the other's before it goes on, so a request costs no extra
+//! a little-endian `u32`, whose lower three bytes are a length (at most [`MAX_FRAME`]), followed by that many bytes.
+//! Where the highest byte is 0 they are CBOR; otherwise it is a **bulk frame**, they are a file's or a command's, and
+//! the highest byte says whose ([`Bulk`]). A bulk frame means the same as the frame of CBOR that carries these bytes;
+//! it is sent only to a side whose revision is at least [`BULK_REVISION`]. The first frame of each side is a [`Hello`]; neither side waits for the other's before it goes on, so a request costs no extra
 //! round trip. After it the daemon sends one [`Request`] and, where the table says so, further [`ClientFrame`]s;
 //! init answers with [`InitFrame`]s. Instead of any answer, and at any time before the last frame, init may
 //! send [`InitFrame::Failed`], which ends the operation; a daemon that finds the connection closed while it sends
@@ -33,10 +35,12 @@
 //! The two sides do not trust each other: every length is checked before it is used, decoding never panics
 //! and never allocates more than a small multiple of the frame it was given.
 
+mod bulk;
 mod codec;
 mod frame;
 
-pub use codec::{CodecError, FrameBuffer, body_length, decode, encode, read_frame, write_frame};
+pub use bulk::{Bulk, Frame};
+pub use codec::{CodecError, FrameBuffer, decode, encode, read_frame, write_frame};
 pub use frame::{
     Boot, Change, ChangeKind, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit, Failure,
     FailureKind, FollowFrom, Hello, InitFrame, Request, Session, Stream, Target, TerminalSize,
@@ -48,14 +52,27 @@ pub const VERSION: u16 = 1;
 
 /// How much of this version's protocol the sender knows: a higher revision has further requests and fields, and
 /// changes nothing of the lower ones. An init outlives the daemon that started it, so the next daemon asks it only for
-/// what its revision has; an init ignores the revision of a daemon, which asks for what it knows.
-pub const REVISION: u16 = 3;
+/// what its revision has. A daemon asks for what it knows itself, so its revision tells an init only whether it reads
+/// bulk frames.
+pub const REVISION: u16 = 4;
+
+/// The lowest [`REVISION`] of a side that reads bulk frames.
+pub const BULK_REVISION: u16 = 4;
 
 /// Longest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 1 << 20;
 
-/// Most payload bytes a sender puts into one `Data`, `Output` or `Stdin` frame.
+/// Most payload bytes a sender puts into one `Data`, `Output` or `Stdin` frame of CBOR.
 pub const MAX_CHUNK: usize = 64 << 10;
+
+/// Most payload bytes a sender puts into one bulk frame. A reader takes up to [`MAX_FRAME`], and has memory for so
+/// much at once.
+pub const MAX_BULK: usize = 256 << 10;
+
+/// What a sender of a file asks the kernel for as the send buffer of its socket, in bytes: how far the two sides may be
+/// apart before one waits for the other. The kernel counts twice as many, for its own memory with each piece, and grants
+/// no more than `net.core.wmem_max`.
+pub const SEND_BUFFER: usize = 2 << 20;
 
 /// Longest path, in bytes (the kernel's `PATH_MAX`, its terminating NUL included).
 pub const MAX_PATH: usize = 4096;

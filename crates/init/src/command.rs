@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread;
 
-use init_protocol::{Exec, Exit, Failure, FailureKind, InitFrame, KEPT_OUTPUT, MAX_CHUNK, Stream};
+use init_protocol::{Bulk, Exec, Exit, Failure, FailureKind, InitFrame, KEPT_OUTPUT, Stream};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -47,8 +47,8 @@ pub(crate) fn wait(server: &Server, connection: &mut Connection, pid: u32) -> Re
     if let Some(log) = &command.log {
         let [(stdout, stdout_truncated), (stderr, stderr_truncated)] = lock(log).ends(KEPT_OUTPUT);
         for (stream, data) in [(Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
-            for part in data.chunks(MAX_CHUNK) {
-                connection.send(&InitFrame::Output { stream, data: part.to_vec().into() })?;
+            for part in data.chunks(connection.chunk()) {
+                connection.send_bytes(Bulk::Output(stream), part)?;
             }
         }
         let exit = Exit { stdout_truncated, stderr_truncated, ..command.exit() };
@@ -57,8 +57,8 @@ pub(crate) fn wait(server: &Server, connection: &mut Connection, pid: u32) -> Re
     for stream in [Stream::Stdout, Stream::Stderr] {
         // At once: what is kept may be given up for others between two parts.
         let kept = lock(&command.kept).bytes(stream);
-        for part in kept.chunks(MAX_CHUNK) {
-            connection.send(&InitFrame::Output { stream, data: part.to_vec().into() })?;
+        for part in kept.chunks(connection.chunk()) {
+            connection.send_bytes(Bulk::Output(stream), part)?;
         }
     }
     connection.send(&InitFrame::Exit(command.exit()))

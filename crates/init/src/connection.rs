@@ -1,14 +1,19 @@
 //! One connection: greeting, one request, its answer.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use init_protocol::{
-    ClientFrame, CodecError, Failure, FailureKind, FrameBuffer, Hello, InitFrame, MAX_CHUNK, Request, encode,
+    Bulk, ClientFrame, CodecError, Failure, FailureKind, Frame as _, FrameBuffer, Hello, InitFrame, MAX_BULK,
+    MAX_CHUNK, Request, SEND_BUFFER, encode,
 };
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::pipe::{SpliceFlags, splice};
 
 use crate::failure::Result;
 use crate::server::Server;
@@ -43,6 +48,22 @@ pub(crate) struct Connection {
     socket: UnixStream,
     incoming: FrameBuffer,
     outgoing: Vec<u8>,
+    /// Whether the daemon reads bulk frames.
+    bulk: bool,
+}
+
+/// What [`Connection::receive_part`] gives.
+#[derive(Debug)]
+pub(crate) enum Part {
+    /// A whole frame.
+    Frame(ClientFrame),
+    /// The beginning of a bulk frame.
+    Begun {
+        kind: Bulk,
+        data: Vec<u8>,
+        /// How many bytes of it come next: the caller has to take them.
+        missing: usize,
+    },
 }
 
 /// Bytes collected before they are sent, so that many small frames cost few system calls.
@@ -50,7 +71,7 @@ const OUTGOING: usize = 32 << 10;
 
 impl Connection {
     fn new(socket: UnixStream) -> Self {
-        Self { socket, incoming: FrameBuffer::default(), outgoing: Vec::new() }
+        Self { socket, incoming: FrameBuffer::default(), outgoing: Vec::new(), bulk: false }
     }
 
     /// Greeting and request.
@@ -60,7 +81,9 @@ impl Connection {
         // Now, so that it goes out together with the answer if the request is there already.
         self.queue(&InitFrame::Hello(Hello::CURRENT))?;
         match first? {
-            ClientFrame::Hello(hello) if hello.version == Hello::CURRENT.version => {}
+            ClientFrame::Hello(hello) if hello.version == Hello::CURRENT.version => {
+                self.bulk = hello.reads_bulk();
+            }
             ClientFrame::Hello(hello) => {
                 let versions =
                     format!("version {} spoken, {} understood", hello.version, Hello::CURRENT.version);
@@ -81,11 +104,38 @@ impl Connection {
             if let Some(frame) = self.received()? {
                 return Ok(frame);
             }
-            self.flush()?;
-            if self.fill()? == 0 {
-                return Err(lost(io::ErrorKind::UnexpectedEof.into()));
+            self.receive_more()?;
+        }
+    }
+
+    /// As [`Self::receive`], but of a bulk frame of which a part is missing gives what is there.
+    pub(crate) fn receive_part(&mut self) -> Result<Part> {
+        loop {
+            if let Some(frame) = self.received()? {
+                return Ok(Part::Frame(frame));
+            }
+            if let Some((kind, data, missing)) = self.incoming.take_incomplete() {
+                return Ok(Part::Begun { kind, data, missing });
+            }
+            self.receive_more()?;
+        }
+    }
+
+    /// Moves bytes that follow [`Part::Begun`] into a pipe, at least one and at most so many, and gives how many.
+    pub(crate) fn receive_into(&mut self, pipe: &OwnedFd, most: usize) -> Result<usize> {
+        loop {
+            match splice(&self.socket, None, pipe, None, most, SpliceFlags::empty()) {
+                Ok(0) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => return Ok(count),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(lost(error.into())),
             }
         }
+    }
+
+    fn receive_more(&mut self) -> Result<()> {
+        self.flush()?;
+        if self.fill()? == 0 { Err(lost(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) }
     }
 
     /// The next frame of what has been read already.
@@ -96,15 +146,10 @@ impl Connection {
     /// Reads once, and gives how much: 0 at the end of the stream. Fails with `WouldBlock` turned into
     /// [`FailureKind::Busy`] only on a non-blocking connection.
     pub(crate) fn fill(&mut self) -> Result<usize> {
-        let mut buffer = vec![0; MAX_CHUNK];
         loop {
-            match self.socket.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(lost(error)),
-                Ok(count) => {
-                    self.incoming.extend(buffer.get(..count).unwrap_or_default());
-                    return Ok(count);
-                }
+            match rustix::io::read(&self.socket, spare_capacity(self.incoming.room())) {
+                Err(Errno::INTR) => {}
+                result => return result.map_err(|error| lost(error.into())),
             }
         }
     }
@@ -115,6 +160,65 @@ impl Connection {
         if self.outgoing.len() < OUTGOING { Ok(()) } else { self.flush() }
     }
 
+    /// Most bytes that the daemon takes at once.
+    pub(crate) fn chunk(&self) -> usize {
+        if self.bulk { MAX_BULK } else { MAX_CHUNK }
+    }
+
+    /// Whether the daemon reads bulk frames.
+    pub(crate) fn takes_bulk(&self) -> bool {
+        self.bulk
+    }
+
+    /// Lets more bytes wait in the kernel for the daemon, so that the two take turns less often.
+    pub(crate) fn widen(&self) {
+        // Where so much is not granted there are more turns, and nothing else is different.
+        let _ = set_socket_send_buffer_size(&self.socket, SEND_BUFFER);
+    }
+
+    /// Sends so many bytes, at most [`Self::chunk`] of them, that are in a pipe, after what is waiting.
+    pub(crate) fn send_from(&mut self, kind: Bulk, pipe: impl AsFd, length: usize) -> Result<()> {
+        self.outgoing.extend(kind.header(length).map_err(unsendable)?);
+        self.flush()?;
+        let mut left = length;
+        while left > 0 {
+            match splice(pipe.as_fd(), None, &self.socket, None, left, SpliceFlags::empty()) {
+                Ok(0) => return Err(lost(io::ErrorKind::WriteZero.into())),
+                Ok(count) => left = left.saturating_sub(count),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(lost(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts bytes, at most [`Self::chunk`] of them, where [`Self::flush`] and [`Self::flush_some`] find them.
+    pub(crate) fn queue_bytes(&mut self, kind: Bulk, data: &[u8]) -> Result<()> {
+        if self.bulk {
+            self.outgoing.extend(kind.header(data.len()).map_err(unsendable)?);
+            self.outgoing.extend_from_slice(data);
+            return Ok(());
+        }
+        match InitFrame::from_bulk(kind, data.to_vec()) {
+            Some(frame) => self.queue(&frame),
+            None => Err(Failure::new(FailureKind::Io, format!("{kind:?} is not for the daemon"))),
+        }
+    }
+
+    /// Sends bytes, at most [`Self::chunk`] of them, after what is waiting, without putting them anywhere first.
+    pub(crate) fn send_bytes(&mut self, kind: Bulk, data: &[u8]) -> Result<()> {
+        if !self.bulk {
+            self.queue_bytes(kind, data)?;
+            return self.flush();
+        }
+        self.outgoing.extend(kind.header(data.len()).map_err(unsendable)?);
+        let mut head = std::mem::take(&mut self.outgoing);
+        let sent = write_both(&self.socket, &head, data).map_err(lost);
+        head.clear();
+        self.outgoing = head;
+        sent
+    }
+
     /// Sends what is waiting to be sent.
     pub(crate) fn flush(&mut self) -> Result<()> {
         let outgoing = std::mem::take(&mut self.outgoing);
@@ -123,7 +227,7 @@ impl Connection {
 
     /// Puts a frame where [`Self::flush`] and [`Self::flush_some`] find it.
     pub(crate) fn queue(&mut self, frame: &InitFrame) -> Result<()> {
-        let bytes = encode(frame).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))?;
+        let bytes = encode(frame).map_err(unsendable)?;
         self.outgoing.extend(bytes);
         Ok(())
     }
@@ -156,6 +260,28 @@ impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Writes both, as if they were one; waits until all is written.
+fn write_both(mut socket: &UnixStream, mut first: &[u8], mut second: &[u8]) -> io::Result<()> {
+    while !first.is_empty() || !second.is_empty() {
+        match socket.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                let of_first = count.min(first.len());
+                first = first.get(of_first..).unwrap_or_default();
+                second = second.get(count - of_first..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A frame that is too long.
+fn unsendable(error: CodecError) -> Failure {
+    Failure::new(FailureKind::Io, error.to_string())
 }
 
 /// A request that breaks the protocol.

@@ -7,6 +7,7 @@
 
 mod list;
 mod path;
+mod pipe;
 mod read;
 mod remove;
 mod rename;

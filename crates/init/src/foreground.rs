@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use init_protocol::{ClientFrame, Exec, Failure, FailureKind, InitFrame, Stream};
+use init_protocol::{Bulk, ClientFrame, Exec, Failure, FailureKind, InitFrame, Stream};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -77,7 +77,7 @@ impl Audience for Client<'_> {
 
     fn output(&mut self, stream: Stream, data: &[u8]) {
         // Cannot fail: a chunk fits into a frame.
-        let _ = self.connection.queue(&InitFrame::Output { stream, data: data.to_vec().into() });
+        let _ = self.connection.queue_bytes(Bulk::Output(stream), data);
     }
 
     fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {

@@ -13,12 +13,12 @@ use sandbox::{
     cgroup::{Limits, Usage},
 };
 use store::{SandboxPage, SandboxRecord};
-use tokio::io::AsyncRead;
+use tokio::io::AsyncBufRead;
 
 /// A boxed future of a manager's answer.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = Result<T, SandboxError>> + Send + 'a>>;
 /// What is to be written to a file.
-pub type Source = Pin<Box<dyn AsyncRead + Send>>;
+pub type Source = Pin<Box<dyn AsyncBufRead + Send>>;
 /// What is in a file.
 pub type Content = Pin<Box<dyn Stream<Item = Result<Bytes, SandboxError>> + Send>>;
 

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Boot, ByteBuf, Change, ChangeKind, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec, Exit,
-    Failure, FailureKind, FollowFrom, Hello, InitFrame, MAX_CHUNK, Request, Session, Stream, Target,
+    Boot, Bulk, ByteBuf, Change, ChangeKind, ClientFrame, CommandInfo, Configure, Entry, EntryKind, Exec,
+    Exit, Failure, FailureKind, FollowFrom, Hello, InitFrame, MAX_CHUNK, Request, Session, Stream, Target,
     TerminalSize,
 };
 
@@ -124,7 +124,139 @@ fn init_frame() -> impl Strategy<Value = InitFrame> {
     ]
 }
 
+/// A frame as it goes to a side that reads bulk frames.
+fn bulky<T: Serialize>(frame: &T, bulk: Option<(Bulk, &ByteBuf)>) -> Vec<u8> {
+    match bulk {
+        Some((kind, data)) => [&kind.header(data.len()).unwrap(), data.as_slice()].concat(),
+        None => encode(frame).unwrap(),
+    }
+}
+
+fn bulky_client(frame: &ClientFrame) -> Vec<u8> {
+    let bulk = match frame {
+        ClientFrame::Data(data) => Some((Bulk::File, data)),
+        ClientFrame::Stdin(data) => Some((Bulk::Stdin, data)),
+        _ => None,
+    };
+    bulky(frame, bulk)
+}
+
+fn bulky_init(frame: &InitFrame) -> Vec<u8> {
+    let bulk = match frame {
+        InitFrame::Data(data) => Some((Bulk::File, data)),
+        InitFrame::Output { stream, data } => Some((Bulk::Output(*stream), data)),
+        _ => None,
+    };
+    bulky(frame, bulk)
+}
+
+/// Reads as from a socket that gives at most so many bytes at a time, to where the buffer says.
+fn read_to_room<T: Frame>(mut wire: &[u8], most: usize) -> Result<(Vec<T>, FrameBuffer), CodecError> {
+    let (mut buffer, mut frames) = (FrameBuffer::default(), Vec::new());
+    loop {
+        while let Some(frame) = buffer.next()? {
+            frames.push(frame);
+        }
+        if wire.is_empty() {
+            return Ok((frames, buffer));
+        }
+        let room = buffer.room();
+        let free = room.capacity() - room.len();
+        assert!(free > 0, "a full room would look like the end of the stream");
+        let (portion, rest) = wire.split_at(wire.len().min(most).min(free));
+        room.extend_from_slice(portion);
+        wire = rest;
+    }
+}
+
 proptest! {
+    #[test]
+    fn bulk_frames_mean_the_same_as_those_of_cbor(
+        client in prop::collection::vec((client_frame(), any::<bool>()), 0..6),
+        init in prop::collection::vec((init_frame(), any::<bool>()), 0..6),
+        most in prop_oneof![1usize..500, 500usize..100_000],
+    ) {
+        let wire = client.iter().map(|(frame, bulk)| if *bulk { bulky_client(frame) } else { encode(frame).unwrap() });
+        let (seen, rest) = read_to_room::<ClientFrame>(&wire.collect::<Vec<_>>().concat(), most).unwrap();
+        prop_assert!(rest.is_empty());
+        prop_assert_eq!(seen, client.into_iter().map(|(frame, _)| frame).collect::<Vec<_>>());
+        let wire = init.iter().map(|(frame, bulk)| if *bulk { bulky_init(frame) } else { encode(frame).unwrap() });
+        let (seen, rest) = read_to_room::<InitFrame>(&wire.collect::<Vec<_>>().concat(), most).unwrap();
+        prop_assert!(rest.is_empty());
+        prop_assert_eq!(seen, init.into_iter().map(|(frame, _)| frame).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn bulk_frames_are_the_same_whether_read_one_by_one_or_cut_anywhere(
+        frames in prop::collection::vec(init_frame(), 0..6),
+        cut in 1usize..20_000,
+    ) {
+        let wire: Vec<u8> = frames.iter().flat_map(bulky_init).collect();
+        let mut stream = wire.as_slice();
+        let mut blocking = Vec::new();
+        while let Some(frame) = read_frame::<InitFrame>(&mut stream).unwrap() {
+            blocking.push(frame);
+        }
+        prop_assert_eq!(&blocking, &frames);
+        let (mut buffer, mut seen) = (FrameBuffer::default(), Vec::new());
+        for portion in wire.chunks(cut) {
+            buffer.extend(portion);
+            while let Some(frame) = buffer.next::<InitFrame>().unwrap() {
+                seen.push(frame);
+            }
+        }
+        prop_assert!(buffer.is_empty());
+        prop_assert_eq!(seen, frames);
+    }
+
+    #[test]
+    fn the_rest_of_a_bulk_frame_can_be_taken_from_the_stream_itself(
+        frames in prop::collection::vec(init_frame(), 0..6),
+        most in prop_oneof![1usize..100, 100usize..20_000],
+    ) {
+        let wire: Vec<u8> = frames.iter().flat_map(bulky_init).collect();
+        let (mut wire, mut buffer, mut seen) = (wire.as_slice(), FrameBuffer::default(), Vec::new());
+        loop {
+            if let Some(frame) = buffer.next::<InitFrame>().unwrap() {
+                seen.push(frame);
+            } else if let Some((kind, mut data, missing)) = buffer.take_incomplete() {
+                let (rest, after) = wire.split_at(missing);
+                data.extend_from_slice(rest);
+                seen.push(InitFrame::from_bulk(kind, data).unwrap());
+                wire = after;
+            } else if wire.is_empty() {
+                break;
+            } else {
+                let room = buffer.room();
+                let (portion, rest) = wire.split_at(wire.len().min(most).min(room.capacity() - room.len()));
+                room.extend_from_slice(portion);
+                wire = rest;
+            }
+        }
+        prop_assert!(buffer.is_empty());
+        prop_assert_eq!(seen, frames);
+    }
+
+    #[test]
+    fn a_cut_bulk_frame_is_reported_and_not_taken_for_the_end(
+        data in bytes(),
+        at in any::<prop::sample::Index>(),
+        most in 1usize..5_000,
+    ) {
+        let frame = ClientFrame::Data(data);
+        let wire = bulky_client(&frame);
+        let at = at.index(wire.len() - 1) + 1;
+        let cut = read_frame::<ClientFrame>(&mut &wire[..at]);
+        let (seen, rest) = read_to_room::<ClientFrame>(&wire[..at], most).unwrap();
+        if at < wire.len() {
+            prop_assert!(matches!(cut, Err(CodecError::Truncated)), "{cut:?}");
+            prop_assert!(seen.is_empty() && !rest.is_empty());
+        } else {
+            prop_assert_eq!(cut.unwrap(), Some(frame));
+            prop_assert!(seen.len() == 1 && rest.is_empty());
+        }
+    }
+
     #[test]
     fn every_frame_of_the_daemon_survives_the_wire(frame in client_frame()) {
         let wire = encode(&frame).unwrap();
@@ -164,6 +296,7 @@ proptest! {
         let mut buffer = FrameBuffer::default();
         buffer.extend(&body);
         while let Ok(Some(_)) = buffer.next::<InitFrame>() {}
+        let _ = read_to_room::<ClientFrame>(&body, 100);
     }
 
     #[test]
@@ -193,6 +326,74 @@ fn an_announced_length_over_the_limit_is_refused_before_anything_is_read() {
     let mut buffer = FrameBuffer::default();
     buffer.extend(&wire[..4]);
     assert!(matches!(buffer.next::<ClientFrame>(), Err(CodecError::TooLong(_))));
+}
+
+#[test]
+fn a_bulk_frame_over_the_limit_is_neither_sent_nor_read_and_one_at_it_is() {
+    for kind in [Bulk::File, Bulk::Stdin, Bulk::Output(Stream::Stdout), Bulk::Output(Stream::Stderr)] {
+        assert!(
+            matches!(kind.header(MAX_FRAME + 1), Err(CodecError::TooLong(length)) if length == MAX_FRAME + 1)
+        );
+        let mut header = kind.header(MAX_FRAME).unwrap();
+        assert!(matches!(Header::parse(header), Ok(Header::Bulk(read, MAX_FRAME)) if read == kind));
+        header[0] = 1;
+        assert!(matches!(read_frame::<InitFrame>(&mut header.as_slice()), Err(CodecError::TooLong(_))));
+        let mut buffer = FrameBuffer::default();
+        buffer.extend(&header);
+        assert!(matches!(buffer.next::<InitFrame>(), Err(CodecError::TooLong(_))));
+    }
+    let largest = ClientFrame::Data(ByteBuf::from(vec![7; MAX_FRAME]));
+    let (seen, rest) = read_to_room::<ClientFrame>(&bulky_client(&largest), usize::MAX).unwrap();
+    assert!(seen == [largest] && rest.is_empty());
+}
+
+#[test]
+fn bulk_frames_of_no_known_kind_and_of_the_other_side_are_refused() {
+    let read = |code: u8| read_frame::<ClientFrame>(&mut [1, 0, 0, code, b'x'].as_slice());
+    assert_eq!(read(1).unwrap(), Some(ClientFrame::Data(ByteBuf::from("x"))));
+    assert_eq!(read(2).unwrap(), Some(ClientFrame::Stdin(ByteBuf::from("x"))));
+    for output in [3, 4] {
+        assert!(matches!(read(output), Err(CodecError::Malformed(_))));
+    }
+    for unknown in 5..=u8::MAX {
+        assert!(matches!(read(unknown), Err(CodecError::TooLong(length)) if length > MAX_FRAME));
+    }
+    for (code, frame) in [
+        (1, Some(InitFrame::Data(ByteBuf::from("x")))),
+        (2, None),
+        (3, Some(InitFrame::Output { stream: Stream::Stdout, data: ByteBuf::from("x") })),
+        (4, Some(InitFrame::Output { stream: Stream::Stderr, data: ByteBuf::from("x") })),
+    ] {
+        assert_eq!(read_frame::<InitFrame>(&mut [1, 0, 0, code, b'x'].as_slice()).ok().flatten(), frame);
+        assert!(matches!(read_frame::<Boot>(&mut [0, 0, 0, code].as_slice()), Err(CodecError::Malformed(_))));
+    }
+}
+
+#[test]
+fn an_announced_bulk_frame_takes_no_more_memory_than_a_chunk_before_it_arrives() {
+    let mut buffer = FrameBuffer::default();
+    buffer.extend(&Bulk::File.header(MAX_FRAME).unwrap());
+    assert_eq!(buffer.next::<ClientFrame>().unwrap(), None);
+    assert!(buffer.room().capacity() <= MAX_BULK + 64);
+}
+
+#[test]
+fn of_full_bulk_frames_in_a_row_only_little_is_moved() {
+    let frames = vec![ClientFrame::Data(ByteBuf::from(vec![7; MAX_BULK])); 5];
+    let wire: Vec<u8> = frames.iter().flat_map(bulky_client).collect();
+    let (mut wire, mut buffer, mut seen) = (wire.as_slice(), FrameBuffer::default(), Vec::new());
+    while !wire.is_empty() {
+        let room = buffer.room();
+        let (portion, rest) = wire.split_at(wire.len().min(room.capacity() - room.len()));
+        // Into the buffer for small frames only the beginning of the first, and headers.
+        assert!(seen.is_empty() || portion.len() <= 100 || portion.len() > MAX_BULK - 100);
+        room.extend_from_slice(portion);
+        wire = rest;
+        while let Some(frame) = buffer.next::<ClientFrame>().unwrap() {
+            seen.push(frame);
+        }
+    }
+    assert!(seen == frames);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{self, Seek, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use init_protocol::{ClientFrame, Failure, FailureKind, InitFrame, Target};
+use init_protocol::{Bulk, ClientFrame, Failure, FailureKind, InitFrame, Target};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, openat, readlinkat, renameat,
     unlinkat,
@@ -14,9 +14,10 @@ use rustix::io::Errno;
 
 use super::Access;
 use super::path::{Place, ensure_place, is_procfs, open, split};
+use super::pipe::Pipe;
 use super::read::regular;
 use crate::accounts::Account;
-use crate::connection::{Connection, bad_request};
+use crate::connection::{Connection, Part, bad_request};
 use crate::failure::{Result, failure};
 
 /// Receives a file.
@@ -35,19 +36,26 @@ pub(crate) fn write(connection: &mut Connection, target: &Target, limit: u64) ->
 }
 
 fn receive(connection: &mut Connection, file: &mut File, path: &str, limit: u64) -> Result<u64> {
+    let pipe = Pipe::new().map_err(|error| failure(format!("make a pipe for {path}"), error))?;
     let mut size = 0u64;
     loop {
-        match connection.receive()? {
-            ClientFrame::Data(data) => {
-                size = size.saturating_add(data.len() as u64);
-                if size > limit {
-                    let message = format!("{path}: more than {limit} bytes");
-                    return Err(Failure::new(FailureKind::TooLarge, message));
-                }
-                file.write_all(&data).map_err(|error| failure(path, error))?;
-            }
-            ClientFrame::End => return Ok(size),
+        let (data, missing) = match connection.receive_part()? {
+            Part::Frame(ClientFrame::Data(data)) => (data.into_vec(), 0),
+            Part::Begun { kind: Bulk::File, data, missing } => (data, missing),
+            Part::Frame(ClientFrame::End) => return Ok(size),
             _ => return Err(bad_request("this frame has no place while a file is written")),
+        };
+        size = size.saturating_add(data.len() as u64).saturating_add(missing as u64);
+        if size > limit {
+            let message = format!("{path}: more than {limit} bytes");
+            return Err(Failure::new(FailureKind::TooLarge, message));
+        }
+        file.write_all(&data).map_err(|error| failure(path, error))?;
+        let mut left = missing;
+        while left > 0 {
+            let count = connection.receive_into(&pipe.into, left)?;
+            pipe.empty_into(file, count).map_err(|error| failure(path, error))?;
+            left = left.saturating_sub(count);
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use init_protocol::{
-    Boot, ByteBuf, ClientFrame, Configure, Exec, FailureKind, Hello, InitFrame, Request, encode, read_frame,
+    Boot, Bulk, ByteBuf, ClientFrame, Configure, Exec, FailureKind, Hello, InitFrame, Request, Stream,
+    encode, read_frame,
 };
 
 use crate::lab::{Lab, eventually};
@@ -171,7 +172,10 @@ fn frames_that_break_the_protocol_end_the_connection_and_nothing_else() {
     let endless = [hello.as_slice(), &u32::MAX.to_le_bytes()].concat();
     let garbage = [hello.as_slice(), &4u32.to_le_bytes(), &[0xff; 4]].concat();
     let twice = [hello.clone(), hello.clone()].concat();
-    for bytes in [endless, garbage, twice, ping] {
+    let bulk = Bulk::File.header(0).unwrap().to_vec();
+    let bulk_endless = [hello.as_slice(), &[0xff, 0xff, 0xff, 1]].concat();
+    let bulk_of_init = [hello.as_slice(), &Bulk::Output(Stream::Stdout).header(0).unwrap()].concat();
+    for bytes in [endless, garbage, twice, ping, bulk, bulk_endless, bulk_of_init] {
         let mut socket = lab.socket();
         socket.write_all(&bytes).unwrap();
         let frames: Vec<InitFrame> = std::iter::from_fn(|| read_frame(&mut socket).unwrap()).collect();

@@ -1,6 +1,9 @@
 //! Reading and writing files.
 
-use init_protocol::{ByteBuf, ClientFrame, FailureKind, InitFrame, MAX_CHUNK, Request};
+use init_protocol::{
+    BULK_REVISION, Bulk, ByteBuf, ClientFrame, FailureKind, Hello, InitFrame, MAX_BULK, MAX_CHUNK, MAX_FRAME,
+    Request,
+};
 
 use crate::lab::{Lab, eventually, kind, target};
 
@@ -17,6 +20,53 @@ fn what_is_written_is_read_and_belongs_to_the_user() {
         listing,
         "new 1000:1000 755\nnew/dir 1000:1000 755\nnew/dir/file 1000:1000 644\nempty 1000:1000 644\n"
     );
+}
+
+#[test]
+fn files_of_all_lengths_round_a_chunk_go_in_and_out_unchanged() {
+    let lab = Lab::start();
+    for length in [1, MAX_BULK - 1, MAX_BULK, MAX_BULK + 1, 2 * MAX_BULK + 3, MAX_FRAME + 5] {
+        let content: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+        assert_eq!(lab.write("user", "file", &content), Ok(length as u64));
+        assert!(lab.read("user", "file").unwrap() == content, "{length}");
+    }
+}
+
+#[test]
+fn a_daemon_from_before_bulk_frames_gets_and_sends_none_and_a_current_one_does() {
+    let lab = Lab::start();
+    let content: Vec<u8> = (0..300_000u32).map(|index| (index % 253) as u8).collect();
+    for revision in [BULK_REVISION - 1, BULK_REVISION] {
+        let hello = Hello { revision, ..Hello::CURRENT };
+        let bulk = revision == BULK_REVISION;
+        let mut client =
+            lab.request_as(hello, Request::Write { target: target("user", "file"), limit: u64::MAX });
+        for chunk in content.chunks(MAX_CHUNK) {
+            if bulk {
+                client.try_send_bytes(Bulk::File, chunk).unwrap();
+            } else {
+                client.send(&ClientFrame::Data(ByteBuf::from(chunk)));
+            }
+        }
+        client.send(&ClientFrame::End);
+        assert_eq!(client.next(), InitFrame::Written { path: "/home/user/file".into(), size: 300_000 });
+        let (mut read, mut output) = (Vec::new(), Vec::new());
+        for (in_bulk, frame) in lab.request_as(hello, Request::Read(target("user", "file"))).rest() {
+            if let InitFrame::Data(data) = frame {
+                assert_eq!(in_bulk, bulk, "revision {revision}");
+                read.extend(data.into_vec());
+            }
+        }
+        assert!(read == content, "revision {revision}");
+        let exec = init_protocol::Exec { command: "cat file".into(), ..Default::default() };
+        for (in_bulk, frame) in lab.request_as(hello, Request::Exec(exec)).rest() {
+            if let InitFrame::Output { data, .. } = frame {
+                assert_eq!(in_bulk, bulk, "revision {revision}");
+                output.extend(data.into_vec());
+            }
+        }
+        assert!(output == content, "revision {revision}");
+    }
 }
 
 #[test]
@@ -83,6 +133,17 @@ fn nothing_is_seen_before_the_last_byte_and_nothing_is_left_of_a_half() {
     eventually("the rest is cleaned up", || lab.sh("ls -A").stdout == "file\n");
     let mut client = lab.request(Request::Write { target: target("user", "other"), limit: u64::MAX });
     client.send(&ClientFrame::CloseStdin);
+    assert_eq!(client.failure().kind, FailureKind::BadRequest);
+    eventually("the rest is cleaned up", || lab.sh("ls -A; cat file").stdout == "file\nold");
+    // A bulk frame that breaks off, and one of bytes that are not a file's.
+    let mut client = lab.request(Request::Write { target: target("user", "other"), limit: u64::MAX });
+    client.try_send_bytes(Bulk::File, &[b'x'; MAX_BULK]).unwrap();
+    client.send_part(&Bulk::File.header(100).unwrap());
+    client.send_part(b"half");
+    drop(client);
+    eventually("the rest is cleaned up", || lab.sh("ls -A; cat file").stdout == "file\nold");
+    let mut client = lab.request(Request::Write { target: target("user", "other"), limit: u64::MAX });
+    client.try_send_bytes(Bulk::Stdin, b"x").unwrap();
     assert_eq!(client.failure().kind, FailureKind::BadRequest);
     eventually("the rest is cleaned up", || lab.sh("ls -A; cat file").stdout == "file\nold");
 }

@@ -11,8 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use init_protocol::{
-    Boot, ByteBuf, ClientFrame, Configure, Entry, Exec, Exit, Failure, FailureKind, Hello, InitFrame,
-    MAX_CHUNK, Request, Stream, Target, encode, read_frame, write_frame,
+    Boot, Bulk, ByteBuf, ClientFrame, Configure, Entry, Exec, Exit, Failure, FailureKind, Hello, InitFrame,
+    MAX_BULK, Request, Stream, Target, encode, read_frame, write_frame,
 };
 
 /// How long anything may take that is expected to happen.
@@ -108,7 +108,12 @@ impl Lab {
 
     /// A connection with a request.
     pub(crate) fn request(&self, request: Request) -> Client {
-        let mut bytes = encode(&ClientFrame::Hello(Hello::CURRENT)).unwrap();
+        self.request_as(Hello::CURRENT, request)
+    }
+
+    /// A connection with a request of a daemon that greets so.
+    pub(crate) fn request_as(&self, hello: Hello, request: Request) -> Client {
+        let mut bytes = encode(&ClientFrame::Hello(hello)).unwrap();
         bytes.extend(encode(&ClientFrame::Request(request)).unwrap());
         let mut socket = self.socket();
         socket.write_all(&bytes).unwrap();
@@ -206,9 +211,9 @@ impl Lab {
         limit: u64,
     ) -> Result<u64, Failure> {
         let mut client = self.request(Request::Write { target: target(user, path), limit });
-        for chunk in content.chunks(MAX_CHUNK) {
+        for chunk in content.chunks(MAX_BULK) {
             // Init may have refused already; the reason is waiting.
-            if client.try_send(&ClientFrame::Data(ByteBuf::from(chunk))).is_err() {
+            if client.try_send_bytes(Bulk::File, chunk).is_err() {
                 break;
             }
         }
@@ -306,6 +311,26 @@ impl Client {
 
     pub(crate) fn try_send(&mut self, frame: &ClientFrame) -> Result<(), init_protocol::CodecError> {
         write_frame(&mut self.socket, frame)
+    }
+
+    /// Sends a bulk frame.
+    pub(crate) fn try_send_bytes(&mut self, kind: Bulk, data: &[u8]) -> std::io::Result<()> {
+        self.socket.write_all(&kind.header(data.len()).unwrap())?;
+        self.socket.write_all(data)
+    }
+
+    /// Sends bytes that are not a frame.
+    pub(crate) fn send_part(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
+    /// The frames until init closes the connection, each with whether it was a bulk frame.
+    pub(crate) fn rest(mut self) -> Vec<(bool, InitFrame)> {
+        let mut bytes = Vec::new();
+        self.socket.read_to_end(&mut bytes).unwrap();
+        let mut rest = bytes.as_slice();
+        let next = || Some((*rest.get(3)? != 0, read_frame(&mut rest).unwrap()?));
+        std::iter::from_fn(next).collect()
     }
 
     pub(crate) fn started(&mut self) -> Result<u32, Failure> {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
-use init_protocol::{ByteBuf, ClientFrame, Exit, InitFrame, MAX_CHUNK, Request, Stream};
+use init_protocol::{Bulk, ByteBuf, ClientFrame, Exit, InitFrame, MAX_CHUNK, Request, Stream};
 
 use super::{Connection, Frames, InitClient, Input, unexpected};
 use crate::error::SandboxError;
@@ -139,8 +139,8 @@ pub struct CommandInput {
 impl CommandInput {
     /// Writes to its standard input.
     pub async fn write(&mut self, data: &[u8]) -> Result<(), SandboxError> {
-        for part in data.chunks(MAX_CHUNK) {
-            self.input.send(&ClientFrame::Stdin(ByteBuf::from(part))).await?;
+        for part in data.chunks(self.input.chunk()) {
+            self.input.send_bytes(Bulk::Stdin, part).await?;
         }
         Ok(())
     }

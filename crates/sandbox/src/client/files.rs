@@ -3,8 +3,8 @@
 use std::{io, pin::pin};
 
 use bytes::Bytes;
-use init_protocol::{ByteBuf, Change, ClientFrame, InitFrame, MAX_CHUNK, MAX_ENTRIES, Request, Target};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use init_protocol::{Bulk, Change, ClientFrame, InitFrame, MAX_ENTRIES, Request, Target};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
 
 use super::{Connection, Frames, InitClient, Input, unexpected};
 use crate::error::SandboxError;
@@ -161,10 +161,11 @@ impl Files {
         path: &str,
         user: Option<&str>,
         limit: u64,
-        source: impl AsyncRead + Send + Unpin,
+        source: impl AsyncBufRead + Send + Unpin,
     ) -> Result<WriteInfo, SandboxError> {
         let request = Request::Write { target: target(path, user), limit };
         let Connection { mut frames, mut input } = self.init.begin(request).await?;
+        input.widen();
         let mut answer = pin!(frames.next());
         // Init may refuse at any time and read no more, so its answer is awaited from the beginning.
         let frame = tokio::select! {
@@ -241,17 +242,21 @@ fn entry(frame: InitFrame) -> Result<Entry, SandboxError> {
     }
 }
 
-async fn feed(input: &mut Input, mut source: impl AsyncRead + Unpin) -> Result<(), SandboxError> {
-    let mut part = vec![0; MAX_CHUNK];
+pub(super) async fn feed(
+    input: &mut Input,
+    mut source: impl AsyncBufRead + Unpin,
+) -> Result<(), SandboxError> {
     loop {
-        let length = match source.read(&mut part).await {
+        let part = match source.fill_buf().await {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(SandboxError::Source)?,
         };
-        if length == 0 {
+        if part.is_empty() {
             return input.send(&ClientFrame::End).await;
         }
-        let data = ByteBuf::from(part.get(..length).unwrap_or_default());
-        input.send(&ClientFrame::Data(data)).await?;
+        let part = part.get(..input.chunk()).unwrap_or(part);
+        let length = part.len();
+        input.send_bytes(Bulk::File, part).await?;
+        source.consume(length);
     }
 }

@@ -10,13 +10,17 @@ mod session;
 
 use std::{
     fs::File,
-    io,
+    io::{self, IoSlice},
     os::{fd::AsRawFd as _, unix::net::UnixListener},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use init_protocol::{ClientFrame, FrameBuffer, Hello, InitFrame, Request, VERSION, encode};
+use init_protocol::{
+    Bulk, ClientFrame, Frame as _, FrameBuffer, Hello, InitFrame, MAX_BULK, MAX_CHUNK, Request, SEND_BUFFER,
+    VERSION, encode,
+};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -34,9 +38,6 @@ use crate::error::SandboxError;
 
 /// How long init may take to accept a connection and greet, while the sandbox is not paused.
 const GREETING: Duration = Duration::from_secs(10);
-
-/// How much is read from init at once.
-const READ: usize = 64 << 10;
 
 /// Speaks with the init behind one socket. A connection carries one operation, so this is only an address.
 #[derive(Clone, Debug)]
@@ -79,15 +80,18 @@ impl InitClient {
             .map_err(|error: io::Error| SandboxError::InitUnreachable(error.to_string()))?;
         let (reader, writer) = stream.into_split();
         let mut connection = Connection {
-            frames: Frames { reader, buffer: FrameBuffer::default(), read: vec![0; READ] },
-            input: Input { writer },
+            frames: Frames { reader, buffer: FrameBuffer::default() },
+            input: Input { writer, bulk: false },
         };
         match time.timeout(GREETING, connection.frames.next()).await.ok_or_else(silent)?? {
             // It cannot have begun: it does not know the request.
             InitFrame::Hello(Hello { version: VERSION, revision }) if revision < needed => {
                 Err(SandboxError::InitTooOld)
             }
-            InitFrame::Hello(Hello { version: VERSION, .. }) => Ok(connection),
+            InitFrame::Hello(hello @ Hello { version: VERSION, .. }) => {
+                connection.input.bulk = hello.reads_bulk();
+                Ok(connection)
+            }
             InitFrame::Hello(Hello { version, .. }) => {
                 Err(SandboxError::InitUnreachable(format!("it speaks version {version} of the protocol")))
             }
@@ -129,7 +133,6 @@ pub(crate) struct Connection {
 pub(crate) struct Frames {
     reader: OwnedReadHalf,
     buffer: FrameBuffer,
-    read: Vec<u8>,
 }
 
 impl Frames {
@@ -141,9 +144,9 @@ impl Frames {
                 Some(frame) => return Ok(frame),
                 None => {}
             }
-            match self.reader.read(&mut self.read).await {
+            match self.reader.read_buf(self.buffer.room()).await {
                 Ok(0) => return Err(SandboxError::InitUnreachable("it closed the connection".to_owned())),
-                Ok(length) => self.buffer.extend(self.read.get(..length).unwrap_or_default()),
+                Ok(_) => {}
                 Err(error) => return Err(SandboxError::InitUnreachable(error.to_string())),
             }
         }
@@ -154,13 +157,52 @@ impl Frames {
 #[derive(Debug)]
 pub(crate) struct Input {
     writer: OwnedWriteHalf,
+    /// Whether init reads bulk frames.
+    bulk: bool,
 }
 
 impl Input {
     pub(crate) async fn send(&mut self, frame: &ClientFrame) -> Result<(), SandboxError> {
         let bytes = encode(frame).map_err(protocol)?;
-        let written = self.writer.write_all(&bytes).await;
-        written.map_err(|error| SandboxError::InitUnreachable(error.to_string()))
+        self.write_both(&bytes, &[]).await
+    }
+
+    /// Most bytes that [`Self::send_bytes`] takes.
+    pub(crate) fn chunk(&self) -> usize {
+        if self.bulk { MAX_BULK } else { MAX_CHUNK }
+    }
+
+    /// Sends bytes, at most [`Self::chunk`] of them. To an init that reads bulk frames they go without being copied.
+    pub(crate) async fn send_bytes(&mut self, kind: Bulk, data: &[u8]) -> Result<(), SandboxError> {
+        if self.bulk {
+            return self.write_both(&kind.header(data.len()).map_err(protocol)?, data).await;
+        }
+        match ClientFrame::from_bulk(kind, data.to_vec()) {
+            Some(frame) => self.send(&frame).await,
+            None => Err(SandboxError::InitUnreachable(format!("{kind:?} is not for an init"))),
+        }
+    }
+
+    /// Lets more bytes wait in the kernel for init, so that the two take turns less often.
+    pub(crate) fn widen(&self) {
+        // Where so much is not granted there are more turns, and nothing else is different.
+        let _ = set_socket_send_buffer_size(self.writer.as_ref(), SEND_BUFFER);
+    }
+
+    /// Writes both, as if they were one.
+    async fn write_both(&mut self, mut first: &[u8], mut second: &[u8]) -> Result<(), SandboxError> {
+        let lost = |error: io::Error| SandboxError::InitUnreachable(error.to_string());
+        while !first.is_empty() || !second.is_empty() {
+            let parts = [IoSlice::new(first), IoSlice::new(second)];
+            let count = self.writer.write_vectored(&parts).await.map_err(lost)?;
+            if count == 0 {
+                return Err(lost(io::ErrorKind::WriteZero.into()));
+            }
+            let of_first = count.min(first.len());
+            first = first.get(of_first..).unwrap_or_default();
+            second = second.get(count - of_first..).unwrap_or_default();
+        }
+        Ok(())
     }
 }
 
@@ -215,6 +257,8 @@ fn short(path: &Path) -> io::Result<(PathBuf, Option<File>)> {
 
 #[cfg(test)]
 mod tests {
+    use init_protocol::BULK_REVISION;
+
     use super::*;
 
     #[tokio::test]
@@ -314,5 +358,68 @@ mod tests {
         older.order(Request::Ping).await.expect("what it has had all along works");
         let (_directory, current) = init_of(init_protocol::REVISION);
         current.order(resize()).await.expect("a current one does it");
+    }
+
+    /// An init that greets with this revision and then says these bytes; it gives what it was told, each frame with
+    /// whether it was a bulk frame.
+    fn init_that_says(
+        revision: u16,
+        says: Vec<u8>,
+    ) -> (tempfile::TempDir, InitClient, std::thread::JoinHandle<Vec<(bool, ClientFrame)>>) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("init.sock");
+        let listener = listen(&path).expect("listen");
+        let told = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().expect("accept");
+            let hello = InitFrame::Hello(Hello { version: VERSION, revision });
+            init_protocol::write_frame(&mut socket, &hello).expect("greet");
+            io::Write::write_all(&mut socket, &says).expect("say");
+            socket.shutdown(std::net::Shutdown::Write).expect("say no more");
+            let mut told = Vec::new();
+            io::Read::read_to_end(&mut socket, &mut told).expect("listen");
+            let mut rest = told.as_slice();
+            let next = || Some((*rest.get(3)? != 0, init_protocol::read_frame(&mut rest).expect("frame")?));
+            std::iter::from_fn(next).collect()
+        });
+        (directory, InitClient::new(path), told)
+    }
+
+    #[tokio::test]
+    async fn bytes_go_in_bulk_frames_to_an_init_that_reads_them_and_as_before_to_an_older_one() {
+        let content: Vec<u8> = (0..600_000u32).map(|index| (index % 251) as u8).collect();
+        for (revision, bulk) in [(BULK_REVISION, true), (BULK_REVISION - 1, false), (0, false)] {
+            let (_directory, client, told) = init_that_says(revision, Vec::new());
+            let mut connection = client.begin(Request::Ping).await.expect("begin");
+            files::feed(&mut connection.input, content.as_slice()).await.expect("feed");
+            drop(connection);
+            let told = told.join().expect("init");
+            let mut received = Vec::new();
+            for (in_bulk, frame) in told {
+                if let ClientFrame::Data(data) = frame {
+                    assert_eq!(in_bulk, bulk, "revision {revision}");
+                    assert!(data.len() <= if bulk { MAX_BULK } else { MAX_CHUNK });
+                    received.extend(data.into_vec());
+                }
+            }
+            assert!(received == content, "revision {revision}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bulk_frame_of_init_that_is_too_long_or_cut_or_out_of_place_is_an_error_and_a_right_one_is_read()
+     {
+        let read = async |says: Vec<u8>| {
+            let (_directory, client, _told) = init_that_says(BULK_REVISION, says);
+            client.begin(Request::Ping).await.expect("begin").frames.next().await
+        };
+        let data = InitFrame::Data(init_protocol::ByteBuf::from("abc"));
+        assert_eq!(read(vec![3, 0, 0, 1, b'a', b'b', b'c']).await.expect("a right one"), data);
+        let cut = vec![3, 0, 0, 1, b'a', b'b'];
+        let too_long = vec![1, 0, 0x10, 1, b'a'];
+        let of_no_kind = vec![1, 0, 0, 9, b'a'];
+        let of_the_daemon = vec![1, 0, 0, 2, b'a'];
+        for says in [cut, too_long, of_no_kind, of_the_daemon] {
+            assert!(matches!(read(says).await, Err(SandboxError::InitUnreachable(_))));
+        }
     }
 }
