@@ -253,7 +253,7 @@ pub enum InitFrame {
     Output {
         /// Where.
         stream: Stream,
-        /// At most [`MAX_CHUNK`](crate::MAX_CHUNK) bytes.
+        /// At most [`MAX_CHUNK`](crate::MAX_CHUNK) bytes; in a bulk frame [`MAX_BULK`](crate::MAX_BULK).
         data: ByteBuf,
     },
     /// The session put something out.
@@ -275,7 +275,8 @@ pub enum InitFrame {
         /// Its size when it was opened, in bytes; it may grow or shrink meanwhile (0 for files of procfs).
         size: u64,
     },
-    /// A part of the file: at most [`MAX_CHUNK`](crate::MAX_CHUNK) bytes.
+    /// A part of the file: at most [`MAX_CHUNK`](crate::MAX_CHUNK) bytes; in a bulk frame
+    /// [`MAX_BULK`](crate::MAX_BULK).
     Data(ByteBuf),
     /// The file was read to its end; last frame.
     End,
