@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
@@ -98,3 +99,50 @@ def flush_rules(namespace: str) -> None:
 def flush_rules_of(box: str) -> None:
     """Deletes all nftables rules in the network namespace of a sandbox."""
     flush_rules(f"/proc/{processes_of(box)[0]}/ns/net")
+
+
+#: Runs in a process of its own, in the network namespace that it is given. Sends requests, each on a connection of its
+#: own, and when each is answered has its sockets take in nothing any more, as if the machine were off: no segment is
+#: acknowledged, none is answered with a reset. Stays until its standard input ends.
+_VANISH = """
+import ctypes, json, os, resource, socket, struct, sys
+
+NEWNET, ATTACH_FILTER = 0x40000000, 26
+namespace, address, port = sys.argv[1:]
+if ctypes.CDLL(None, use_errno=True).setns(os.open(namespace, os.O_RDONLY), NEWNET) != 0:
+    sys.exit(f"setns: {os.strerror(ctypes.get_errno())}")
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+clients = []
+for request in json.loads(sys.stdin.readline()):
+    client = socket.create_connection((address, int(port)), timeout=60)
+    client.sendall(request.encode())
+    clients.append(client)
+    said = client.recv(12)
+    if said != b"HTTP/1.1 200":
+        sys.exit(f"answered with {said}")
+# One instruction: return 0, of which the segment is as long as that.
+instruction = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+program = struct.pack("@HP", 1, ctypes.addressof(instruction))
+for client in clients:
+    client.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, program)
+print("vanished", flush=True)
+sys.stdin.read()
+"""
+
+
+class Vanished:
+    """Clients that have vanished without a word, after the head of the answer to the request of each."""
+
+    def __init__(self, namespace: str, address: str, requests: list[str]):
+        command = [sys.executable, "-c", textwrap.dedent(_VANISH), namespace, *address.split(":")]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.child.stdin and self.child.stdout
+        self.child.stdin.write(json.dumps(requests) + "\n")
+        self.child.stdin.flush()
+        said = self.child.stdout.readline()
+        assert said == "vanished\n", said
+
+    def end(self) -> None:
+        """Ends the process that has their sockets."""
+        self.child.communicate()

@@ -7,6 +7,7 @@ import json
 import pathlib
 import socket
 import struct
+import time
 import urllib.parse
 
 import conftest
@@ -18,10 +19,14 @@ from test_command_streams import until_gone
 
 #: Readers that do not read, and how many of them follow the same sandbox.
 READERS, OF_ONE = 1000, 200
+#: How long the daemon may take to let go of clients that vanish without a word, in seconds: those that documentation gives it.
+LET_GO = 240
+#: Requests that may be under way in a sandbox at the same time, readers of its streams included.
+UNDER_WAY = 256
 #: What each of them may cost the daemon, in bytes, twice what was measured: what is on its way to it, its connection.
 OF_A_READER = 512 << 10
-#: What a terminal prints: 32 MiB, and not more, because a debug build takes seconds for that already.
-PRINTED = 32 << 20
+#: What a terminal prints.
+PRINTED = 1 << 30
 #: What the daemon may grow by meanwhile, in bytes.
 GROWN = 16 << 20
 
@@ -41,12 +46,16 @@ def connected(lab) -> socket.socket:
     return socket.create_connection((at.hostname, at.port), timeout=conftest.PATIENCE)
 
 
+def head(lab, method: str, path: str, length: int = 0, headers: str = "") -> str:
+    """The head of a request."""
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {lab.key}\r\nContent-Length: {length}\r\n{headers}\r\n"
+
+
 def sent(lab, method: str, path: str, body=None, headers: str = "") -> socket.socket:
     """A connection on which a request was sent, and nothing has been read."""
     data = b"" if body is None else json.dumps(body).encode()
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {lab.key}\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
     connection = connected(lab)
-    connection.sendall(head.encode() + data)
+    connection.sendall(head(lab, method, path, len(data), headers).encode() + data)
     return connection
 
 
@@ -108,20 +117,110 @@ def test_a_thousand_readers_that_do_not_read_cost_little_and_hold_up_nobody(lab)
             lab.request("DELETE", f"/sandboxes/{box}")
 
 
+def test_a_thousand_readers_that_vanish_without_a_word_are_let_go_and_those_that_are_there_are_not(lab):
+    boxes = [conftest.create(lab, timeout=0) for _ in range(READERS // OF_ONE)]
+    namespace, address = f"/proc/{daemon(lab)}/ns/net", lab.variables["BAILIWICK_LAB_NODE_API"]
+    vanished, there, paths = None, [], []
+    descriptors = len(machine.descriptors(daemon(lab)))
+
+    def until_gone(seconds: float) -> None:
+        deadline = time.monotonic() + seconds + conftest.PATIENCE
+        while len(machine.descriptors(daemon(lab))) > descriptors + READERS // 10:
+            assert time.monotonic() < deadline, "the daemon holds on to clients that are not there"
+            time.sleep(0.5)
+
+    def as_many_that_say_that_they_go() -> None:
+        readers = []
+        try:
+            for path in paths * OF_ONE:
+                readers.append(sent(lab, "GET", f"{path}/stream"))
+                assert readers[-1].recv(12) == b"HTTP/1.1 200"
+        finally:
+            for client in readers:
+                reset(client)
+
+    try:
+        for number, box in enumerate(boxes):
+            # Those of one sandbox have something to read that they do not read; to the others comments are sent.
+            command = "cat" if number else "head -c 3000000 /dev/zero; cat"
+            status, made = lab.request("POST", f"/sandboxes/{box}/stdio", {"cmd": command})
+            assert status == 200, made
+            paths.append(f"/sandboxes/{box}/stdio/{made['cmd_id']}")
+        # What so many readers cost is not given back to the system, but is there for others.
+        as_many_that_say_that_they_go()
+        until_gone(0)
+        before = memory(lab)
+        there = [sent(lab, "GET", f"{path}/stream") for path in paths]
+        requests = [head(lab, "GET", f"{path}/stream") for path in paths for _ in range(OF_ONE)]
+        vanished = machine.Vanished(namespace, address, requests)
+        assert len(machine.descriptors(daemon(lab))) > descriptors + READERS
+        until_gone(LET_GO)
+        grown = memory(lab) - before
+        assert grown < READERS * OF_A_READER // 8, f"{grown >> 20} MiB are left of {READERS} readers"
+        # Their places are free for as many again, and whoever was there is still there, also if nothing was read.
+        as_many_that_say_that_they_go()
+        for path, reader in zip(paths, there, strict=True):
+            said = base64.b64encode(b"alive\n").decode()
+            assert lab.request("POST", f"{path}/stdin", {"data": said})[0] == 200
+            seen = b""
+            while said.encode() not in seen[-4096:]:
+                piece = reader.recv(1 << 20)
+                assert piece, "a reader that was there was let go"
+                seen += piece
+    finally:
+        if vanished:
+            vanished.end()
+        for client in there:
+            reset(client)
+        for box in boxes:
+            lab.request("DELETE", f"/sandboxes/{box}")
+
+
+def test_one_reader_more_than_a_sandbox_takes_is_told_so_and_no_other_sandbox_notices(lab, sandbox):
+    box, other = sandbox(), sandbox()
+    path = f"/sandboxes/{box.sandbox_id}"
+    stream = f"{path}/stdio/{box.stdio.start('cat').cmd_id}/stream"
+    clients = []
+    try:
+        for _ in range(UNDER_WAY):
+            clients.append(sent(lab, "GET", stream))
+            assert clients[-1].recv(12) == b"HTTP/1.1 200"
+        connection, response = streams.opened(lab, "GET", stream)
+        assert (response.status, response.headers["Retry-After"]) == (429, "1")
+        refused = json.loads(response.read())
+        connection.close()
+        assert refused["code"] == "limit_reached" and str(UNDER_WAY) in refused["message"], refused
+        status, refused = lab.request("POST", f"{path}/commands", {"cmd": "true"})
+        assert (status, refused["code"]) == (429, "limit_reached"), refused
+        assert other.commands.run("echo alive").stdout == "alive\n"
+        assert lab.request("GET", f"{path}/status") == (200, {"is_running": True})
+        # One leaves, and there is room for one.
+        reset(clients.pop())
+        eventually("a place is free", lambda: lab.request("POST", f"{path}/commands", {"cmd": "true"})[0] == 200)
+        clients.append(sent(lab, "GET", stream))
+        assert clients[-1].recv(12) == b"HTTP/1.1 200"
+    finally:
+        for client in clients:
+            reset(client)
+
+
 def test_a_terminal_that_prints_without_end_takes_no_memory_of_the_daemon(lab, sandbox):
     box = sandbox()
     handle = box.pty.create()
-    _, response = streams.opened(lab, "GET", f"/sandboxes/{box.sandbox_id}/pty/{handle.pid}/stream")
+    # Read as it comes: what it says is looked at elsewhere, and here there is much of it.
+    reader = sent(lab, "GET", f"/sandboxes/{box.sandbox_id}/pty/{handle.pid}/stream")
+    reader.settimeout(10 * conftest.PATIENCE)
     handle.send_stdin(f"stty -opost; head -c {PRINTED} /dev/zero | tr '\\0' x; exit\n")
-    before, most, shown = memory(lab), 0, 0
-    for number, (name, data) in enumerate(streams.events(response)):
-        if name == "exit":
-            break
-        shown += len(data["data"]) * 3 // 4
-        if number % 1000 == 0:
-            most = max(most, memory(lab))
-    assert shown >= PRINTED
-    assert most - before < GROWN, f"{(most - before) >> 20} MiB more while {shown >> 20} MiB were shown"
+    before, most, came, last = memory(lab), 0, 0, b""
+    piece = bytearray(1 << 20)
+    while b"event: exit" not in last:
+        length = reader.recv_into(piece)
+        assert length, "the stream ended without an exit"
+        came, last = came + length, (last + piece[:length])[-100:]
+        most = max(most, memory(lab))
+    assert came * 3 // 4 >= PRINTED
+    assert most - before < GROWN, f"{(most - before) >> 20} MiB more while {came >> 20} MiB came"
+    reader.close()
 
 
 def test_whoever_waits_for_a_command_that_takes_days_is_told_that_it_still_runs(lab, sandbox):

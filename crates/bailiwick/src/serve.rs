@@ -38,6 +38,7 @@ async fn serve(config: &Config) -> Result<()> {
         tls: config.tls.clone().map(|(certificate, key)| server::TlsFiles { certificate, key }),
         connections: CONNECTIONS,
         drain: DRAIN,
+        ..server::ServeConfig::default()
     })
     .await?;
     first_key(&engine).await?;

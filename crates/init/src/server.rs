@@ -81,13 +81,16 @@ impl Server {
     fn serve(self: &Arc<Self>, socket: UnixStream) {
         let seat = Seat::take(Arc::clone(self));
         let refusal = socket.try_clone();
-        let served = seat.ok_or(()).and_then(|seat| {
+        let full = || {
+            format!("{CONNECTIONS} requests of the sandbox are under way, readers of its streams included")
+        };
+        let served = seat.ok_or_else(full).and_then(|seat| {
             let run = move || connection::serve(&seat.0, socket);
-            thread::Builder::new().stack_size(STACK).spawn(run).map_err(drop)
+            let started = thread::Builder::new().stack_size(STACK).spawn(run);
+            started.map_err(|_| "the sandbox can have no more threads".to_owned())
         });
-        if let (Err(()), Ok(socket)) = (served, refusal) {
-            let busy = Failure::new(FailureKind::Busy, "too many connections, or no more threads");
-            connection::refuse(socket, InitFrame::Failed(busy));
+        if let (Err(why), Ok(socket)) = (served, refusal) {
+            connection::refuse(socket, InitFrame::Failed(Failure::new(FailureKind::Busy, why)));
         }
     }
 }

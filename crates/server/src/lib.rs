@@ -22,6 +22,7 @@ mod late;
 mod listen;
 mod manager;
 mod metrics;
+mod peer;
 mod ratchets;
 mod refused_body;
 mod request;

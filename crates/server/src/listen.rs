@@ -20,7 +20,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::sse;
+use crate::{
+    peer::{self, Watched},
+    sse,
+};
 
 /// How a server listens.
 #[derive(Clone, Debug)]
@@ -33,6 +36,9 @@ pub struct ServeConfig {
     pub connections: usize,
     /// How long running requests may go on after a stop.
     pub drain: Duration,
+    /// How long a client may give no sign of life when it owes one, before its connection is closed. Shorter than two minutes
+    /// it also ends connections of clients that are there and do not read.
+    pub silence: Duration,
 }
 
 impl Default for ServeConfig {
@@ -42,6 +48,7 @@ impl Default for ServeConfig {
             tls: None,
             connections: 4096,
             drain: Duration::from_secs(10),
+            silence: Duration::from_secs(150),
         }
     }
 }
@@ -95,6 +102,7 @@ pub struct Server {
     tls: Option<tls::Acceptor>,
     connections: Arc<Semaphore>,
     drain: Duration,
+    silence: Duration,
 }
 
 impl Server {
@@ -118,7 +126,8 @@ impl Server {
             listeners.push(listener);
         }
         let connections = Arc::new(Semaphore::new(config.connections));
-        Ok(Self { listeners, addresses, tls, connections, drain: config.drain })
+        let ServeConfig { drain, silence, .. } = *config;
+        Ok(Self { listeners, addresses, tls, connections, drain, silence })
     }
 
     /// The addresses listened on, in the order of the configuration.
@@ -143,6 +152,7 @@ impl Server {
                 router: router.clone(),
                 graceful: Arc::clone(&graceful),
                 stop: stop.clone(),
+                silence: self.silence,
             }));
         }
         // Each acceptor ends with the tasks of its connections. They end with this function at the latest.
@@ -162,6 +172,7 @@ struct Acceptor {
     router: Router,
     graceful: Arc<GracefulShutdown>,
     stop: CancellationToken,
+    silence: Duration,
 }
 
 /// Accepts until the stop; gives back the connections that are open then.
@@ -178,7 +189,15 @@ async fn accept(acceptor: Acceptor) -> JoinSet<()> {
         match accepted {
             Ok((stream, permit)) => {
                 let (tls, router) = (acceptor.tls.clone(), acceptor.router.clone());
-                open.spawn(connection(stream, tls, router, acceptor.graceful.watcher(), permit));
+                let (watcher, silence) = (acceptor.graceful.watcher(), acceptor.silence);
+                open.spawn(async move {
+                    let _permit = permit;
+                    let stream = Arc::new(stream);
+                    tokio::select! {
+                        () = connection(Watched(Arc::clone(&stream)), tls, router, watcher) => {}
+                        () = peer::gone(&stream, silence) => peer::give_up(&stream),
+                    }
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -192,17 +211,11 @@ async fn accept(acceptor: Acceptor) -> JoinSet<()> {
 async fn next(acceptor: &Acceptor) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
     let permit = Arc::clone(&acceptor.connections).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _peer) = acceptor.listener.accept().await?;
-    stream.set_nodelay(true)?;
+    peer::prepare(&stream, acceptor.silence)?;
     Ok((stream, permit))
 }
 
-async fn connection(
-    stream: TcpStream,
-    tls: Option<tls::Acceptor>,
-    router: Router,
-    watcher: graceful::Watcher,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn connection(stream: Watched, tls: Option<tls::Acceptor>, router: Router, watcher: graceful::Watcher) {
     match tls {
         None => answer(stream, router, watcher).await,
         Some(acceptor) => match timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {

@@ -186,6 +186,33 @@ async fn connections_over_the_limit_wait_for_their_turn() {
     assert!(read_all(&mut second).await.contains("200 OK"));
 }
 
+/// Has a client take in nothing any more, not even what would reset it: to the server it is as if its machine were off.
+fn vanish(client: &TcpStream) {
+    const RETURN: u16 = 6;
+    let nothing = socket2::SockFilter::new(RETURN, 0, 0, 0);
+    socket2::SockRef::from(client).attach_filter(&[nothing]).unwrap();
+}
+
+#[tokio::test]
+async fn clients_that_vanish_without_a_word_are_let_go_and_no_others() {
+    // Longer than the kernel waits between two questions to a client that is there, with so little under way.
+    let running = start(|config| config.silence = Duration::from_secs(6)).await;
+    let base = format!("/sandboxes/{}", running.lab.sandbox().await);
+    let command = running.post(&format!("{base}/commands"), r#"{"cmd":"hang"}"#);
+    let (mut there, mut gone) = (Vec::new(), Vec::new());
+    for number in 0..20 {
+        let mut client = running.connect().await;
+        client.write_all(command.as_bytes()).await.unwrap();
+        if number % 2 == 0 { there.push(client) } else { gone.push(client) }
+    }
+    running.commands(20).await;
+    gone.iter().for_each(vanish);
+    // Whoever of them waits is answered by nobody; with its connection its command ends.
+    running.commands(10).await;
+    drop(there);
+    running.commands(0).await;
+}
+
 #[tokio::test]
 async fn malformed_http_closes_the_connection_and_no_other() {
     let running = start(|_| {}).await;

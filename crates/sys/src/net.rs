@@ -4,8 +4,10 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt};
@@ -81,6 +83,49 @@ pub fn ignore_outgoing(socket: impl AsFd) -> io::Result<()> {
     set_option(socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)
 }
 
+/// Bounds what a TCP socket takes that cannot be sent yet (`TCP_NOTSENT_LOWAT`): it is full, and not writable, while so many
+/// bytes or more wait in it. What is under way to the peer does not count.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn set_unsent_limit(socket: impl AsFd, bytes: u32) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes)
+}
+
+/// Whether a TCP socket waits for its peer to answer, and for how long the peer has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// Whether data, or a probe of a peer that is silent or takes nothing, was sent that the peer has not acknowledged.
+    pub awaited: bool,
+    /// How long ago the peer acknowledged anything, to the millisecond.
+    pub last: Duration,
+}
+
+/// What the kernel knows of the answers of a TCP socket's peer (`TCP_INFO`).
+///
+/// # Errors
+/// What `getsockopt(2)` says, as for a socket that is not TCP.
+pub fn answers(socket: impl AsFd) -> io::Result<Answers> {
+    let size = size_of::<libc::tcp_info>();
+    let mut length = libc::socklen_t::try_from(size).map_err(io::Error::other)?;
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    // SAFETY: the pointer and the length describe `info`, which lives through the call, and of which the kernel writes no
+    // more than that; the descriptor is borrowed for its duration.
+    let result = unsafe {
+        let fd = socket.as_fd().as_raw_fd();
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is made of integers only, and all of it was zero before the kernel wrote into it.
+    let info = unsafe { info.assume_init() };
+    Ok(Answers {
+        awaited: info.tcpi_unacked > 0 || info.tcpi_probes > 0,
+        last: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+    })
+}
+
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 fn family_of(address: SocketAddr) -> AddressFamily {
@@ -115,9 +160,12 @@ fn set_option(socket: impl AsFd, level: i32, name: i32, value: u32) -> io::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
+    use std::{
+        io::{ErrorKind, Read, Write},
+        net::{SocketAddr, TcpListener, TcpStream},
+    };
 
-    use super::{bind_transparent_udp, listen_transparent};
+    use super::{answers, bind_transparent_udp, listen_transparent, set_unsent_limit};
     use crate::netns::NetNs;
 
     #[test]
@@ -137,5 +185,45 @@ mod tests {
             assert_eq!(tcp.unwrap(), address);
             assert_eq!(udp.unwrap(), address);
         }
+    }
+
+    /// The two ends of a connection.
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_socket_whose_peer_does_not_read_takes_little_and_loses_nothing() {
+        const LIMIT: u32 = 128 << 10;
+        let (mut client, mut server) = pair();
+        // Small, so that not much is under way.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&client, 64 << 10).unwrap();
+        set_unsent_limit(&server, LIMIT).unwrap();
+        server.set_nonblocking(true).unwrap();
+        let mut taken = 0;
+        let error = loop {
+            match server.write(&[1; 4096]) {
+                Ok(count) => taken += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert!(taken < 1 << 20, "{taken} bytes");
+        drop(server);
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), taken);
+    }
+
+    #[test]
+    fn who_answers_is_told_from_who_owes_an_answer() {
+        let (mut client, mut server) = pair();
+        server.write_all(b"x").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        let last = answers(&server).unwrap();
+        assert!(!last.awaited && last.last.as_secs() < 60, "{last:?}");
+        assert!(answers(std::os::unix::net::UnixStream::pair().unwrap().0).is_err());
     }
 }
