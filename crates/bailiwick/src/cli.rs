@@ -285,6 +285,9 @@ pub(crate) enum SelftestCommand {
         /// The public key that is trusted [default: that of the data directory]
         #[arg(long, value_name = "KEY")]
         key: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -4,8 +4,10 @@ use std::io::Write;
 
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
+use jiff::Timestamp;
 use owo_colors::OwoColorize;
-use selftest::{CaseReport, Group, Outcome, Report, SignatureError, SignedReport, Summary};
+use selftest::{CaseReport, Group, Machine, Outcome, Report, SignatureError, SignedReport, Summary};
+use serde::Serialize;
 
 use crate::exit;
 
@@ -57,6 +59,50 @@ pub(crate) fn print_verified(
             exit::FAILED
         }
     })
+}
+
+/// What `selftest verify --json` prints.
+#[derive(Serialize)]
+struct Verification<'a> {
+    /// Whether the report is whole and signed with the trusted key.
+    genuine: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    /// What a genuine report says. Of one that is not genuine nothing is told: anybody may have written it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<Verified<'a>>,
+}
+
+#[derive(Serialize)]
+struct Verified<'a> {
+    public_key: String,
+    started: Timestamp,
+    machine: &'a Machine,
+    policy_source: &'a str,
+    /// Whether nothing got out that the policy does not permit, all of it recorded.
+    good: bool,
+    summary: Summary,
+}
+
+/// As [`print_verified`], as JSON.
+pub(crate) fn print_verified_json(
+    signed: &SignedReport,
+    verified: std::result::Result<(), SignatureError>,
+) -> Result<u8> {
+    let problem = verified.err().map(|why| why.to_string());
+    let genuine = problem.is_none();
+    let report = genuine.then(|| Verified {
+        public_key: signed.signature.public_key.to_string(),
+        started: signed.report.started,
+        machine: &signed.report.machine,
+        policy_source: &signed.report.policy_source,
+        good: signed.report.is_good(),
+        summary: signed.report.summary,
+    });
+    let verification = Verification { genuine, problem, report };
+    anstream::println!("{}", serde_json::to_string_pretty(&verification)?);
+    Ok(if genuine { exit::OK } else { exit::FAILED })
 }
 
 fn print_case(out: &mut impl Write, case: &CaseReport) -> Result<()> {

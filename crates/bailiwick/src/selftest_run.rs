@@ -22,8 +22,8 @@ const MAX_INPUT: u64 = 16 << 20;
 
 /// Runs the attacks and prints the report; gives the exit code.
 pub(crate) fn run(data: &DataArgs, args: &SelftestArgs) -> Result<u8> {
-    if let Some(SelftestCommand::Verify { file, key }) = &args.command {
-        return verify(data, file, key.as_deref());
+    if let Some(SelftestCommand::Verify { file, key, json }) = &args.command {
+        return verify(data, file, key.as_deref(), *json);
     }
     let serve = ServeArgs { templates_dir: args.templates_dir.clone(), ..ServeArgs::default() };
     let config = Config::load(data, &serve)?;
@@ -72,7 +72,7 @@ pub(crate) fn run(data: &DataArgs, args: &SelftestArgs) -> Result<u8> {
 }
 
 /// Checks the signature of a report; gives the exit code.
-fn verify(data: &DataArgs, file: &Path, key: Option<&str>) -> Result<u8> {
+fn verify(data: &DataArgs, file: &Path, key: Option<&str>, json: bool) -> Result<u8> {
     let config = Config::load(data, &ServeArgs::default())?;
     let trusted: PublicKey = match key {
         Some(text) => text.parse().map_err(|error| anyhow!(BadInput(format!("--key: {error}"))))?,
@@ -88,7 +88,12 @@ fn verify(data: &DataArgs, file: &Path, key: Option<&str>) -> Result<u8> {
     let signed: SignedReport = serde_json::from_str(&text).map_err(|error| {
         anyhow!(BadInput(format!("{}: this is not a signed report: {error}", file.display())))
     })?;
-    selftest_report::print_verified(&signed, signed.verify(trusted))
+    let verified = signed.verify(trusted);
+    if json {
+        selftest_report::print_verified_json(&signed, verified)
+    } else {
+        selftest_report::print_verified(&signed, verified)
+    }
 }
 
 /// What is being done, on standard error if that is a terminal.

@@ -171,6 +171,13 @@ fn a_report_is_signed_and_a_changed_one_is_found() {
     };
     let (code, said) = verify(&data, &[]);
     assert!(code == 0 && said.starts_with("genuine") && said.contains("Nothing got out"), "{said}");
+    let verify_json = |arguments: &[&str]| {
+        let (code, said) = verify(&data, &[&["--json"], arguments].concat());
+        (code, serde_json::from_str::<Value>(&said).unwrap())
+    };
+    let (code, said) = verify_json(&[]);
+    assert!(code == 0 && said["genuine"] == true && said["report"]["good"] == true, "{said}");
+    assert!(said["report"]["machine"]["kernel"].is_string() && said["problem"].is_null(), "{said}");
     // Elsewhere the key has to be named.
     let elsewhere = directory.path().join("elsewhere");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -185,6 +192,9 @@ fn a_report_is_signed_and_a_changed_one_is_found() {
     std::fs::write(&file, text.replacen("\"outcome\": \"held\"", "\"outcome\": \"permitted\"", 1)).unwrap();
     let (code, said) = verify(&data, &[]);
     assert!(code == 1 && said.starts_with("NOT GENUINE"), "{said}");
+    let (code, said) = verify_json(&[]);
+    assert!(code == 1 && said["genuine"] == false && said["problem"].is_string(), "{said}");
+    assert!(said["report"].is_null(), "what is not genuine says nothing: {said}");
     std::fs::write(&file, "{}").unwrap();
     assert_eq!(verify(&data, &[]).0, 2);
 }
