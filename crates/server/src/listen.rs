@@ -14,14 +14,15 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    opening::Opening,
     peer::{self, Watched},
+    room::{Counted, Place, Room},
     sse,
 };
 
@@ -32,7 +33,8 @@ pub struct ServeConfig {
     pub listen: Vec<SocketAddr>,
     /// Certificate and key. Without them HTTP is spoken in clear.
     pub tls: Option<TlsFiles>,
-    /// Connections at once. More wait in the kernel's queue.
+    /// Connections at once. For one more the one is closed that has had no request in work for longest; while all have
+    /// one, it waits.
     pub connections: usize,
     /// How long running requests may go on after a stop.
     pub drain: Duration,
@@ -83,6 +85,8 @@ pub enum ServeError {
 
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a client may take to begin, once a connection is there. Clients connect when they have something to ask.
+const OPENING_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a client may take to send the head of a request, and how long a connection may be idle.
 /// Longer than clients keep idle connections (90 s at most), so that they, not we, close them.
 const HEAD_DEADLINE: Duration = Duration::from_secs(120);
@@ -100,7 +104,7 @@ pub struct Server {
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
     tls: Option<tls::Acceptor>,
-    connections: Arc<Semaphore>,
+    room: Arc<Room>,
     drain: Duration,
     silence: Duration,
 }
@@ -125,9 +129,9 @@ impl Server {
             addresses.push(listener.local_addr().map_err(failed)?);
             listeners.push(listener);
         }
-        let connections = Arc::new(Semaphore::new(config.connections));
+        let room = Room::new(config.connections);
         let ServeConfig { drain, silence, .. } = *config;
-        Ok(Self { listeners, addresses, tls, connections, drain, silence })
+        Ok(Self { listeners, addresses, tls, room, drain, silence })
     }
 
     /// The addresses listened on, in the order of the configuration.
@@ -148,7 +152,7 @@ impl Server {
             accepting.spawn(accept(Acceptor {
                 listener,
                 tls: self.tls.clone(),
-                connections: Arc::clone(&self.connections),
+                room: Arc::clone(&self.room),
                 router: router.clone(),
                 graceful: Arc::clone(&graceful),
                 stop: stop.clone(),
@@ -168,7 +172,7 @@ impl Server {
 struct Acceptor {
     listener: TcpListener,
     tls: Option<tls::Acceptor>,
-    connections: Arc<Semaphore>,
+    room: Arc<Room>,
     router: Router,
     graceful: Arc<GracefulShutdown>,
     stop: CancellationToken,
@@ -180,21 +184,23 @@ async fn accept(acceptor: Acceptor) -> JoinSet<()> {
     let mut open = JoinSet::new();
     let mut stop = pin!(acceptor.stop.cancelled());
     loop {
-        let accepted = tokio::select! {
-            biased;
-            () = &mut stop => return open,
-            Some(_ended) = open.join_next() => continue,
-            accepted = next(&acceptor) => accepted,
+        let mut next = pin!(next(&acceptor));
+        let accepted = loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => return open,
+                Some(_ended) = open.join_next() => {}
+                accepted = &mut next => break accepted,
+            }
         };
         match accepted {
-            Ok((stream, permit)) => {
+            Ok((stream, place)) => {
                 let (tls, router) = (acceptor.tls.clone(), acceptor.router.clone());
                 let (watcher, silence) = (acceptor.graceful.watcher(), acceptor.silence);
                 open.spawn(async move {
-                    let _permit = permit;
                     let stream = Arc::new(stream);
                     tokio::select! {
-                        () = connection(Watched(Arc::clone(&stream)), tls, router, watcher) => {}
+                        () = connection(Watched(Arc::clone(&stream)), tls, router, watcher, place) => {}
                         () = peer::gone(&stream, silence) => peer::give_up(&stream),
                     }
                 });
@@ -208,21 +214,35 @@ async fn accept(acceptor: Acceptor) -> JoinSet<()> {
 }
 
 /// The next connection, once there is room for it.
-async fn next(acceptor: &Acceptor) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(&acceptor.connections).acquire_owned().await.map_err(io::Error::other)?;
+async fn next(acceptor: &Acceptor) -> io::Result<(TcpStream, Place)> {
     let (stream, _peer) = acceptor.listener.accept().await?;
     peer::prepare(&stream, acceptor.silence)?;
-    Ok((stream, permit))
+    // Not before it is there: for nobody, nobody has to go.
+    let place = acceptor.room.place().await?;
+    Ok((stream, place))
 }
 
-async fn connection(stream: Watched, tls: Option<tls::Acceptor>, router: Router, watcher: graceful::Watcher) {
-    match tls {
-        None => answer(stream, router, watcher).await,
-        Some(acceptor) => match timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => answer(stream, router, watcher).await,
-            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
-            Err(_) => tracing::debug!("TLS handshake took too long"),
-        },
+async fn connection(
+    stream: Watched,
+    tls: Option<tls::Acceptor>,
+    router: Router,
+    watcher: graceful::Watcher,
+    place: Place,
+) {
+    let place = Arc::new(place);
+    let speak = async {
+        match tls {
+            None => answer(stream, router, watcher, &place).await,
+            Some(acceptor) => match timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => answer(stream, router, watcher, &place).await,
+                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+                Err(_) => tracing::debug!("TLS handshake took too long"),
+            },
+        }
+    };
+    tokio::select! {
+        () = speak => {}
+        () = place.given_up() => tracing::debug!("an idle connection has made room for another"),
     }
 }
 
@@ -231,7 +251,10 @@ async fn answer(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     watcher: graceful::Watcher,
+    place: &Arc<Place>,
 ) {
+    let stream = Opening::new(stream, OPENING_DEADLINE);
+    let service = Counted { service: TowerToHyperService::new(router), place: Arc::clone(place) };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
     builder
@@ -241,9 +264,7 @@ async fn answer(
         .adaptive_window(true)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_DEADLINE);
-    let connection = builder
-        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router))
-        .into_owned();
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(error, "connection ended");
     }

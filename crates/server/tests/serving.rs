@@ -174,16 +174,45 @@ async fn what_runs_longer_than_the_drain_time_is_dropped() {
     timeout(DEADLINE, running.server).await.expect("the server ends").unwrap();
 }
 
+const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
 #[tokio::test]
-async fn connections_over_the_limit_wait_for_their_turn() {
-    let running = start(|config| config.connections = 1).await;
-    let first = running.connect().await;
-    let mut second = running.connect().await;
-    second.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut byte = [0];
-    assert!(timeout(Duration::from_millis(200), second.read(&mut byte)).await.is_err(), "no answer yet");
+async fn connections_on_which_nothing_is_asked_keep_nobody_out() {
+    let running = start(|config| config.connections = 2).await;
+    // One that has asked once and holds on, and one that begins as HTTP/2 and says no more.
+    let mut oldest = running.connect().await;
+    oldest.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    timeout(DEADLINE, oldest.read_exact(&mut [0; 8])).await.unwrap().unwrap();
+    let mut other = running.connect().await;
+    other.write_all(b"PRI * HTTP/2.0").await.unwrap();
+    for _ in 0..4 {
+        let mut next = running.connect().await;
+        next.write_all(HEALTH).await.unwrap();
+        assert!(read_all(&mut next).await.contains("200 OK"));
+    }
+    // In the place of the first there was room for all of them, one after the other.
+    let _first = read_all(&mut oldest).await;
+    assert!(
+        timeout(Duration::from_millis(200), other.read(&mut [0])).await.is_err(),
+        "the other is still open"
+    );
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_wait_while_all_others_have_requests_in_work() {
+    let running = start(|config| config.connections = 2).await;
+    let path = format!("/sandboxes/{}/commands", running.lab.sandbox().await);
+    let (mut first, mut second) = (running.connect().await, running.connect().await);
+    first.write_all(running.post(&path, r#"{"cmd":"hang"}"#).as_bytes()).await.unwrap();
+    second.write_all(running.post(&path, r#"{"cmd":"hang"}"#).as_bytes()).await.unwrap();
+    running.commands(2).await;
+    let mut third = running.connect().await;
+    third.write_all(HEALTH).await.unwrap();
+    assert!(timeout(Duration::from_millis(200), third.read(&mut [0])).await.is_err(), "no answer yet");
+    running.commands(2).await;
     drop(first);
-    assert!(read_all(&mut second).await.contains("200 OK"));
+    assert!(read_all(&mut third).await.contains("200 OK"));
+    running.commands(1).await;
 }
 
 /// Has a client take in nothing any more, not even what would reset it: to the server it is as if its machine were off.
