@@ -14,6 +14,7 @@ mod absent;
 mod auth;
 mod convert;
 mod error;
+mod exactly;
 mod follow;
 mod forward;
 mod idempotency;

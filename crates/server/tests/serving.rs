@@ -265,3 +265,42 @@ async fn a_server_that_cannot_listen_says_where() {
     let no_files = ServeConfig { tls: Some(files), ..ServeConfig::default() };
     assert!(Server::bind(&no_files).await.unwrap_err().to_string().contains("/no/such/cert.pem"));
 }
+
+#[tokio::test]
+async fn a_file_that_grows_or_shrinks_while_it_is_read_is_as_long_as_announced_or_breaks_off() {
+    let running = start(|_| {}).await;
+    let base = format!("/sandboxes/{}/files/raw?path=", running.lab.sandbox().await);
+    let request = |method: &str, path: &str, body: Body| {
+        let url = format!("http://{}{base}{path}", running.address);
+        Request::builder().method(method).uri(url).header("x-api-key", &running.lab.alice).body(body).unwrap()
+    };
+    let io = || async { TokioIo::new(running.connect().await) };
+    let (mut http2, connection) =
+        hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), io().await).await.unwrap();
+    tokio::spawn(connection);
+    for (path, length, got) in [
+        ("/steady", "5", Some(b"12345".as_slice())),
+        ("/growing", "4", Some(b"1234".as_slice())),
+        ("/shrinking", "6", None),
+    ] {
+        let written = http2.send_request(request("PUT", path, Body::from("12345"))).await.unwrap();
+        assert_eq!(written.status(), 200, "{path}");
+        let (mut http1, connection) = hyper::client::conn::http1::handshake(io().await).await.unwrap();
+        tokio::spawn(connection);
+        let over_2 = http2.send_request(request("GET", path, Body::empty())).await;
+        let mut asked = request("GET", path, Body::empty());
+        asked.headers_mut().insert("host", "x".parse().unwrap());
+        let over_1 = http1.send_request(asked).await;
+        for (version, answer) in [(1, over_1), (2, over_2)] {
+            let whole = async {
+                // An answer that breaks off may do so before its head has arrived.
+                let answer = answer?;
+                let head = (answer.status().as_u16(), answer.headers()["content-length"] == length);
+                assert_eq!(head, (200, true), "{path} over HTTP/{version}");
+                answer.into_body().collect().await
+            };
+            let whole = timeout(DEADLINE, whole).await.expect("an end").ok().map(|body| body.to_bytes());
+            assert_eq!(whole.as_deref(), got, "{path} over HTTP/{version}");
+        }
+    }
+}

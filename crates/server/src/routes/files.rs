@@ -27,6 +27,7 @@ use crate::{
     auth::Caller,
     convert,
     error::ApiError,
+    exactly::exactly,
     request::{JsonBody, PathSandbox, Query, refuse_longer_than, too_long},
     sandboxes::{Files, Source},
 };
@@ -67,9 +68,10 @@ async fn read(
 ) -> Result<Response, ApiError> {
     let files = app.sandboxes.files(&caller.account, &id).await?;
     let (size, content) = files.read(query.required("path")?, user(query.get("username"))).await?;
-    let mut response = Body::from_stream(content).into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     // Files of the kernel say 0 and have content; without a length the body ends where the file does.
+    let body = if size > 0 { Body::from_stream(exactly(size, content)) } else { Body::from_stream(content) };
+    let mut response = body.into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     if size > 0 {
         response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(size));
     }

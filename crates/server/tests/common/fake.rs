@@ -562,7 +562,12 @@ impl Files for FakeFiles {
                 return Err(SandboxError::IsDirectory(path.to_owned()));
             }
             let content = self.0.lock().unwrap()[path].clone();
-            Ok((content.len() as u64, Box::pin(stream::once(async { Ok(Bytes::from(content)) })) as Content))
+            let size = match path.rsplit('/').next() {
+                Some("growing") => content.len() - 1,
+                Some("shrinking") => content.len() + 1,
+                _ => content.len(),
+            };
+            Ok((size as u64, Box::pin(stream::once(async { Ok(Bytes::from(content)) })) as Content))
         })
     }
 
