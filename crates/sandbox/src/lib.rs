@@ -17,7 +17,7 @@ pub mod template;
 
 pub use client::{
     Command, CommandEvent, CommandInfo, CommandInput, Entry, EntryKind, Exec, ExitStatus, FileReader, Files,
-    Follower, MAX_FILE, MAX_OUTPUT, Output, SessionEvent, Watcher, WriteInfo,
+    Follower, Kept, MAX_FILE, MAX_OUTPUT, OUTPUT_BUDGET, Output, SessionEvent, Watcher, WriteInfo,
 };
 pub use error::SandboxError;
 pub use fault::Fault;

@@ -6,56 +6,61 @@
 
 use std::{convert::Infallible, pin::Pin, time::Duration};
 
-use api::CommandExit;
 use axum::{
-    Json,
     body::Body,
     http::header,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 
-use crate::error::ApiError;
+use crate::{
+    ended::{Ended, Json},
+    error::ApiError,
+};
 
 /// How long an answer may keep its own status, and then how often a space is sent.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-type Work = Pin<Box<dyn Future<Output = Result<CommandExit, ApiError>> + Send>>;
+type Work = Pin<Box<dyn Future<Output = Result<Ended, ApiError>> + Send>>;
+
+/// What a late answer does next.
+enum Late {
+    /// Sends spaces, the first of them now or later.
+    Wait(Work, Duration),
+    /// Sends what there is.
+    Write(Json),
+}
 
 /// Waits for `work`. Dropping the response, which is what happens when the client is gone, drops `work`.
 ///
 /// An error that comes after the headers is told as the end of the command: its message in `stderr` and exit code
 /// 1. A broken connection would make clients repeat a request that must not be repeated.
 pub(crate) async fn respond(
-    work: impl Future<Output = Result<CommandExit, ApiError>> + Send + 'static,
+    work: impl Future<Output = Result<Ended, ApiError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let mut work: Work = Box::pin(work);
     if let Ok(result) = tokio::time::timeout(PATIENCE, &mut work).await {
-        return result.map(|exit| Json(exit).into_response());
+        return result.map(IntoResponse::into_response);
     }
-    let body = stream::unfold(Some((work, true)), |waiting| async {
-        let (mut work, first) = waiting?;
-        let patience = if first { Duration::ZERO } else { PATIENCE };
-        match tokio::time::timeout(patience, &mut work).await {
-            Err(_) => Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), Some((work, false)))),
-            Ok(result) => Some((Ok(last_chunk(result)), None)),
-        }
+    let body = stream::unfold(Late::Wait(work, Duration::ZERO), |late| async {
+        let mut json = match late {
+            Late::Wait(mut work, patience) => match tokio::time::timeout(patience, &mut work).await {
+                Err(_) => return Some((Bytes::from_static(b" "), Late::Wait(work, PATIENCE))),
+                Ok(result) => result.unwrap_or_else(|error| Ended::failed(error.message)).into_json(),
+            },
+            Late::Write(json) => json,
+        };
+        let piece = json.next()?;
+        Some((piece, Late::Write(json)))
     });
-    Ok(([(header::CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response())
-}
-
-fn last_chunk(result: Result<CommandExit, ApiError>) -> Bytes {
-    let exit = result.unwrap_or_else(|error| CommandExit {
-        stderr: error.message,
-        exit_code: 1,
-        ..CommandExit::default()
-    });
-    serde_json::to_vec(&exit).expect("strings and a number are always JSON").into()
+    let body = Body::from_stream(body.map(Ok::<_, Infallible>));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 #[cfg(test)]
 mod tests {
+    use api::CommandExit;
     use axum::http::StatusCode;
     use http_body_util::BodyExt;
     use tokio::{sync::oneshot, time::Instant};
@@ -71,7 +76,7 @@ mod tests {
         let begun = Instant::now();
         let response = respond(async {
             tokio::time::sleep(Duration::from_secs(3_600)).await;
-            Ok(exit("done"))
+            Ok(exit("done").into())
         })
         .await
         .unwrap();

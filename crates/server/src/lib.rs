@@ -13,6 +13,7 @@
 mod absent;
 mod auth;
 mod convert;
+mod ended;
 mod error;
 mod exactly;
 mod follow;

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use init_protocol::{Bulk, ByteBuf, ClientFrame, Exit, InitFrame, MAX_CHUNK, Request, Stream};
 
-use super::{Connection, Frames, InitClient, Input, unexpected};
+use super::{Connection, Frames, InitClient, Input, Kept, ListRoom, unexpected};
 use crate::error::SandboxError;
 
-/// Most bytes of each output stream that a command run to its end gives back; the rest is dropped.
+/// Most bytes of each output stream that a command run to its end gives back; the rest is dropped, as is what there is no
+/// room for in [`OUTPUT_BUDGET`](super::OUTPUT_BUDGET).
 pub const MAX_OUTPUT: usize = 64 << 20;
 
 /// How much later than its timeout a command must at the latest have ended, by the time in which its sandbox runs.
@@ -35,7 +36,7 @@ pub struct Exec {
 }
 
 /// What a command has said and how it ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Output {
     /// Its standard output, at most [`MAX_OUTPUT`] bytes.
     pub stdout: Vec<u8>,
@@ -49,6 +50,8 @@ pub struct Output {
     pub exit_code: i32,
     /// Whether it was killed because its time was up.
     pub timed_out: bool,
+    /// The room that both streams take, to be kept for as long as they are.
+    pub kept: Kept,
 }
 
 /// How a command ended.
@@ -163,7 +166,7 @@ impl InitClient {
         let run = async {
             let Connection { mut frames, input } = self.begin(Request::Exec(request(exec, false))).await?;
             started(frames.next().await?)?;
-            let output = collect(&mut frames).await;
+            let output = collect(&mut frames, self.output.room()).await;
             // Closing it earlier would mean that the command is to be killed.
             drop(input);
             output
@@ -192,16 +195,26 @@ impl InitClient {
     /// Waits for a command in the background.
     pub(crate) async fn wait(&self, pid: u32) -> Result<Output, SandboxError> {
         let Connection { mut frames, input: _input } = self.begin(Request::Wait { pid }).await?;
-        collect(&mut frames).await
+        collect(&mut frames, self.output.room()).await
     }
 
     /// The commands that run.
+    ///
+    /// # Errors
+    /// [`SandboxError::TooLarge`] when the list is over 10 000 commands or 16 MiB.
     pub(crate) async fn commands(&self) -> Result<Vec<CommandInfo>, SandboxError> {
         let mut connection = self.begin(Request::Commands).await?;
-        let mut commands = Vec::new();
+        let (mut commands, mut room) = (Vec::new(), ListRoom::new());
         loop {
             match connection.frames.next().await? {
-                InitFrame::Command(command) if commands.len() < MAX_COMMANDS => commands.push(command.into()),
+                InitFrame::Command(_) if commands.len() >= MAX_COMMANDS => {
+                    return Err(SandboxError::TooLarge(format!("more than {MAX_COMMANDS} commands to list")));
+                }
+                InitFrame::Command(command) => {
+                    let envs = command.envs.iter().flat_map(|(name, value)| [name.as_str(), value]);
+                    room.take("the commands", [command.command.as_str()].into_iter().chain(envs))?;
+                    commands.push(command.into());
+                }
                 InitFrame::Done => return Ok(commands),
                 other => return Err(unexpected(&other)),
             }
@@ -256,15 +269,15 @@ pub(super) fn started(frame: InitFrame) -> Result<u32, SandboxError> {
 }
 
 /// Reads until the command has ended. What is too much is read and dropped: the command must not stand still.
-async fn collect(frames: &mut Frames) -> Result<Output, SandboxError> {
-    let mut output = Output::default();
+async fn collect(frames: &mut Frames, kept: Kept) -> Result<Output, SandboxError> {
+    let mut output = Output { kept, ..Output::default() };
     loop {
         match frames.next().await? {
             InitFrame::Output { stream: Stream::Stdout, data } => {
-                output.stdout_truncated |= append(&mut output.stdout, &data);
+                append(&mut output.stdout, &mut output.stdout_truncated, &mut output.kept, &data);
             }
             InitFrame::Output { stream: Stream::Stderr, data } => {
-                output.stderr_truncated |= append(&mut output.stderr, &data);
+                append(&mut output.stderr, &mut output.stderr_truncated, &mut output.kept, &data);
             }
             InitFrame::Exit(exit) => {
                 output.exit_code = exit.code;
@@ -278,9 +291,16 @@ async fn collect(frames: &mut Frames) -> Result<Output, SandboxError> {
     }
 }
 
-/// Whether something had to be left out.
-fn append(to: &mut Vec<u8>, data: &[u8]) -> bool {
-    let room = MAX_OUTPUT.saturating_sub(to.len());
-    to.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
-    data.len() > room
+/// Appends what there is room for. Once something was left out, so is all that follows.
+fn append(to: &mut Vec<u8>, truncated: &mut bool, kept: &mut Kept, data: &[u8]) {
+    if *truncated {
+        return;
+    }
+    let room = MAX_OUTPUT.saturating_sub(to.len()).min(data.len());
+    if kept.grow(room) {
+        to.extend_from_slice(data.get(..room).unwrap_or_default());
+        *truncated = room < data.len();
+    } else {
+        *truncated = true;
+    }
 }

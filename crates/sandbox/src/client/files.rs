@@ -6,7 +6,7 @@ use bytes::Bytes;
 use init_protocol::{Bulk, Change, ClientFrame, InitFrame, MAX_ENTRIES, Request, Target};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
 
-use super::{Connection, Frames, InitClient, Input, unexpected};
+use super::{Connection, Frames, InitClient, Input, ListRoom, unexpected};
 use crate::error::SandboxError;
 
 /// Most bytes of a file that is written through the API: 500 MiB.
@@ -195,14 +195,21 @@ impl Files {
     }
 
     /// Lists a directory; with `depth` 2 its subdirectories too, and so on.
+    ///
+    /// # Errors
+    /// [`SandboxError::TooLarge`] when that is over 100 000 entries or 16 MiB.
     pub async fn list(&self, path: &str, user: Option<&str>, depth: u32) -> Result<Vec<Entry>, SandboxError> {
         let request = Request::List { target: target(path, user), depth };
         let mut connection = self.init.begin(request).await?;
-        let mut entries = Vec::new();
+        let (mut entries, mut room) = (Vec::new(), ListRoom::new());
         loop {
             match connection.frames.next().await? {
                 InitFrame::Done => return Ok(entries),
-                frame if entries.len() < MAX_ENTRIES => entries.push(entry(frame)?),
+                frame if entries.len() < MAX_ENTRIES => {
+                    let entry = entry(frame)?;
+                    room.take("the entries", [entry.name.as_str(), &entry.path])?;
+                    entries.push(entry);
+                }
                 other => return Err(unexpected(&other)),
             }
         }

@@ -5,6 +5,7 @@
 
 mod command;
 mod files;
+mod kept;
 mod running_time;
 mod session;
 
@@ -31,6 +32,7 @@ use tokio::{
 
 pub use command::{Command, CommandEvent, CommandInfo, CommandInput, Exec, ExitStatus, MAX_OUTPUT, Output};
 pub use files::{Entry, EntryKind, FileReader, Files, MAX_FILE, Watcher, WriteInfo};
+pub use kept::{Kept, OUTPUT_BUDGET};
 pub(crate) use running_time::RunningTime;
 pub use session::{Follower, SessionEvent};
 
@@ -39,16 +41,20 @@ use crate::error::SandboxError;
 /// How long init may take to accept a connection and greet, while the sandbox is not paused.
 const GREETING: Duration = Duration::from_secs(10);
 
+/// Most bytes of a list that are taken from init: about as many as its JSON has.
+const MAX_LIST: usize = 16 << 20;
+
 /// Speaks with the init behind one socket. A connection carries one operation, so this is only an address.
 #[derive(Clone, Debug)]
 pub(crate) struct InitClient {
     socket: PathBuf,
     running_time: RunningTime,
+    output: kept::Share,
 }
 
 impl InitClient {
     pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket, running_time: RunningTime::default() }
+        Self { socket, running_time: RunningTime::default(), output: kept::Share::default() }
     }
 
     /// The time by which init may be late.
@@ -212,6 +218,29 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
+/// Room in a list, which code in the sandbox makes as long as it likes.
+#[derive(Debug)]
+struct ListRoom {
+    left: usize,
+}
+
+impl ListRoom {
+    fn new() -> Self {
+        Self { left: MAX_LIST }
+    }
+
+    /// Takes the room of an entry with these texts.
+    fn take<'a>(&mut self, what: &str, texts: impl IntoIterator<Item = &'a str>) -> Result<(), SandboxError> {
+        // What surrounds them; control characters take six bytes in JSON.
+        let cost = |text: &str| text.len() + 5 * text.bytes().filter(u8::is_ascii_control).count();
+        let bytes = 100 + texts.into_iter().map(cost).sum::<usize>();
+        let left = self.left.checked_sub(bytes);
+        self.left = left
+            .ok_or_else(|| SandboxError::TooLarge(format!("{what} have more than {} MiB", MAX_LIST >> 20)))?;
+        Ok(())
+    }
+}
+
 pub(crate) fn unexpected(frame: &InitFrame) -> SandboxError {
     let mut text = format!("{frame:?}");
     text.truncate(text.char_indices().nth(80).map_or(text.len(), |(end, _)| end));
@@ -305,6 +334,61 @@ mod tests {
         let (second, accepted) = tokio::join!(connect(&client.socket), async { listener.accept() });
         assert!(second.is_ok() && accepted.is_ok());
         drop(first);
+    }
+
+    /// An init that answers with frames until nobody wants them.
+    fn init_that_says(
+        frame: impl Fn(usize) -> InitFrame + Send + 'static,
+    ) -> (tempfile::TempDir, InitClient) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("init.sock");
+        let listener = listen(&path).expect("listen");
+        std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().expect("accept");
+            init_protocol::write_frame(&mut socket, &InitFrame::Hello(Hello::CURRENT)).expect("write");
+            for number in 0.. {
+                if init_protocol::write_frame(&mut socket, &frame(number)).is_err() {
+                    return;
+                }
+            }
+        });
+        (directory, InitClient::new(path))
+    }
+
+    #[tokio::test]
+    async fn lists_that_a_sandbox_makes_long_are_refused_and_not_kept() {
+        let entry = |name: String| init_protocol::Entry {
+            path: format!("/{name}"),
+            name,
+            kind: init_protocol::EntryKind::File,
+            size: 0,
+            mode: 0,
+            modified: 0,
+        };
+        // Few entries, with names that JSON makes six times as long.
+        let (_directory, client) = init_that_says(move |_| InitFrame::Entry(entry("\u{1}".repeat(1500))));
+        let list = Files { init: client }.list("/", None, 9).await;
+        assert!(matches!(&list, Err(SandboxError::TooLarge(_))), "{list:?}");
+        let command = |number: usize| init_protocol::CommandInfo {
+            pid: u32::try_from(number).unwrap_or_default(),
+            command: "x".repeat(100_000),
+            envs: Default::default(),
+            background: true,
+            terminal: false,
+        };
+        let (_directory, client) = init_that_says(move |number| InitFrame::Command(command(number)));
+        assert!(matches!(client.commands().await, Err(SandboxError::TooLarge(_))));
+        // As many as a busy sandbox has are listed.
+        let few =
+            move |number| if number < 50 { InitFrame::Command(command(number)) } else { InitFrame::Done };
+        let (_directory, client) = init_that_says(few);
+        assert_eq!(client.commands().await.expect("commands").len(), 50);
+        let many = move |number| match number {
+            ..50_000 => InitFrame::Entry(entry(format!("file-{number}"))),
+            _ => InitFrame::Done,
+        };
+        let (_directory, client) = init_that_says(many);
+        assert_eq!(Files { init: client }.list("/", None, 1).await.expect("entries").len(), 50_000);
     }
 
     /// An init that says that it has started a command, and an hour later, if ever, that it has ended.

@@ -11,10 +11,11 @@ use futures_util::{StreamExt, stream};
 use sandbox::{CommandEvent, SandboxError};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::commands::{self, TIMED_OUT};
+use super::commands;
 use crate::{
     App,
     auth::Caller,
+    ended::TIMED_OUT,
     error::ApiError,
     request::{JsonBody, PathSandbox},
     sse,

@@ -8,20 +8,18 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use sandbox::{Exec, Output, SandboxError};
+use sandbox::{Exec, SandboxError};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     App,
     auth::Caller,
     convert,
+    ended::Ended,
     error::ApiError,
     late,
     request::{JsonBody, PathCommand, PathSandbox},
 };
-
-/// The exit code of a command whose time was over, as `timeout(1)` has it.
-pub(super) const TIMED_OUT: i32 = 124;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -37,6 +35,9 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// An exit code other than 0 is still 200. A command in the foreground is killed when its client disconnects. One
 /// that runs for long has its headers sent early, with status 200, and spaces before the JSON; a failure after
 /// that is told in `stderr`, with exit code 1.
+///
+/// Of each output stream the first 64 MiB are kept, or less while the daemon holds much output of other commands;
+/// `stdout_truncated` and `stderr_truncated` say that there was more. Streamed output has no such limit.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/commands", tag = "commands", request_body = RunCommand,
     params(("id" = String, Path, description = "The sandbox")),
@@ -62,7 +63,7 @@ async fn run(
         let pid = app.sandboxes.spawn(&caller.account, &id, exec).await?;
         return Ok(Json(CommandRun::Started(CommandStarted { pid })).into_response());
     }
-    late::respond(async move { Ok(exit(app.sandboxes.exec(&caller.account, &id, exec).await?)) }).await
+    late::respond(async move { Ok(Ended::from(app.sandboxes.exec(&caller.account, &id, exec).await?)) }).await
 }
 
 /// Lists the commands that are running.
@@ -72,6 +73,7 @@ async fn run(
     responses(
         (status = 200, description = "The commands", body = Vec<Command>),
         (status = 404, description = "No such sandbox in this account", body = ErrorBody),
+        (status = 413, description = "More than 10 000, or than 16 MiB with their variables", body = ErrorBody),
     )
 )]
 async fn list(
@@ -110,11 +112,8 @@ async fn wait(
 ) -> Result<Response, ApiError> {
     late::respond(async move {
         match app.sandboxes.wait(&caller.account, &id, pid).await {
-            Ok(output) => Ok(exit(output)),
-            Err(SandboxError::NoSuchCommand(_)) => {
-                let stderr = "process not found".to_owned();
-                Ok(CommandExit { stderr, exit_code: 1, ..CommandExit::default() })
-            }
+            Ok(output) => Ok(output.into()),
+            Err(SandboxError::NoSuchCommand(_)) => Ok(Ended::failed("process not found".to_owned())),
             Err(error) => Err(error.into()),
         }
     })
@@ -195,25 +194,5 @@ pub(super) fn exec(command: RunCommand) -> Exec {
         cwd: command.cwd.filter(|cwd| !cwd.is_empty()),
         stdin: command.stdin.unwrap_or(command.background),
         timeout: command.timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero()),
-    }
-}
-
-/// What is told of an end. Text that is not UTF-8 cannot be put into JSON; it is replaced.
-fn exit(output: Output) -> CommandExit {
-    let mut stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    let mut exit_code = output.exit_code;
-    if output.timed_out {
-        exit_code = TIMED_OUT;
-        if !stderr.is_empty() && !stderr.ends_with('\n') {
-            stderr.push('\n');
-        }
-        stderr.push_str("timeout");
-    }
-    CommandExit {
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr,
-        stdout_truncated: output.stdout_truncated,
-        stderr_truncated: output.stderr_truncated,
-        exit_code,
     }
 }

@@ -226,6 +226,7 @@ fn limited(body: Body) -> (Source, Arc<Fate>) {
     responses(
         (status = 200, description = "What is in it", body = Vec<Entry>),
         (status = 404, description = "No such sandbox, or no such directory", body = ErrorBody),
+        (status = 413, description = "More than 100 000 entries, or than 16 MiB", body = ErrorBody),
     )
 )]
 async fn list(
