@@ -2,18 +2,24 @@
 
 mod verify;
 
-use std::{path::Path, time::Duration};
+use std::{
+    io::{self, Write},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp};
 use policy::Decision;
-use store::{EventQuery, EventRecord, Order, Store};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use store::{EventQuery, EventRecord, MAX_PAGE, Order, Store};
 
 use crate::{
     cli::{AuditArgs, AuditCommand},
     config::{Config, DataArgs, ServeArgs},
     exit::{self, BadInput},
+    printable::printable,
 };
 
 /// How often new events are looked for with `--follow`.
@@ -33,7 +39,7 @@ pub(crate) async fn run(data: &DataArgs, args: &AuditArgs) -> Result<u8> {
     }
 }
 
-/// Prints events; with `--follow` until interrupted.
+/// Prints events; with `--follow` until interrupted, or until nobody reads them.
 async fn show(directory: &Path, args: &AuditArgs) -> Result<u8> {
     let store = Store::open_beside(directory)
         .await
@@ -48,22 +54,47 @@ async fn show(directory: &Path, args: &AuditArgs) -> Result<u8> {
         host: args.host.clone(),
         ..EventQuery::default()
     };
+    match print_all(&store, query, args).await {
+        Err(error) if is_reader_gone(&error) => Ok(exit::OK),
+        other => other.map(|()| exit::OK),
+    }
+}
+
+async fn print_all(store: &Store, query: EventQuery, args: &AuditArgs) -> Result<()> {
     let newest = EventQuery { order: Order::NewestFirst, limit: Some(args.limit), ..query.clone() };
     let mut events = store.events().query(&newest).await?.events;
     events.reverse();
-    let mut seen = events.last().map_or(0, |event| event.id);
     print(&events, args.json, true)?;
-    if !args.follow {
-        return Ok(exit::OK);
+    // From the last one on, none is left out, however many there are at a time.
+    let mut next = EventQuery { order: Order::OldestFirst, limit: Some(MAX_PAGE), ..query };
+    while args.follow {
+        if let Some(last) = events.last() {
+            next = next.after(last);
+        }
+        events = store.events().query(&next).await?.events;
+        print(&events, args.json, false)?;
+        if events.is_empty() {
+            tokio::time::sleep(POLL).await;
+            // Events may be rare: whoever waits for this program to end is not to wait for the next.
+            if is_output_closed()? {
+                return Ok(());
+            }
+        }
     }
-    loop {
-        tokio::time::sleep(POLL).await;
-        let mut page = store.events().query(&newest).await?.events;
-        page.retain(|event| event.id > seen);
-        page.reverse();
-        seen = page.last().map_or(seen, |event| event.id);
-        print(&page, args.json, false)?;
-    }
+    Ok(())
+}
+
+/// Whether what is printed goes to a pipe or a terminal that nobody has open any more.
+fn is_output_closed() -> Result<bool> {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    poll(&mut watched, Some(&Timespec::default())).context("watching standard output")?;
+    Ok(watched.iter().any(|watched| watched.revents().intersects(PollFlags::ERR | PollFlags::HUP)))
+}
+
+fn is_reader_gone(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<io::Error>();
+    cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// A point in time, or how long ago.
@@ -87,17 +118,18 @@ pub(crate) fn parse_since(text: &str) -> Result<Timestamp> {
 }
 
 fn print(events: &[EventRecord], json: bool, header: bool) -> Result<()> {
+    let mut out = anstream::stdout().lock();
     if json {
         for event in events {
-            anstream::println!("{}", serde_json::to_string(event)?);
+            writeln!(out, "{}", serde_json::to_string(event)?)?;
         }
     } else if header || !events.is_empty() {
-        anstream::println!("{}", table(events, header));
+        writeln!(out, "{}", table(events, header))?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
-/// The events as a table.
+/// The events as a table. Names in them are those that code in a sandbox chose.
 pub(crate) fn table(events: &[EventRecord], header: bool) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -106,30 +138,33 @@ pub(crate) fn table(events: &[EventRecord], header: bool) -> Table {
     }
     for event in events {
         // The table colours what it has measured: colours within a text would count as a part of it.
+        let kind = Cell::new(printable(&event.kind));
         let kind = match event.decision {
-            Some(Decision::Allow) => Cell::new(&event.kind).fg(Color::Green),
-            Some(Decision::Deny) => Cell::new(&event.kind).fg(Color::Red),
-            None => Cell::new(&event.kind),
+            Some(Decision::Allow) => kind.fg(Color::Green),
+            Some(Decision::Deny) => kind.fg(Color::Red),
+            None => kind,
         };
+        let rule = event.rule.as_ref().map_or("", |rule| rule.text.as_str());
         table.add_row([
             event.time.strftime("%H:%M:%S%.3f").to_string().into(),
-            event.sandbox_id.clone().unwrap_or_default().into(),
+            printable(event.sandbox_id.as_deref().unwrap_or_default()).into(),
             kind,
             destination(event).into(),
-            event.rule.as_ref().map(|rule| rule.text.clone()).unwrap_or_default().into(),
-            event.reason.as_deref().unwrap_or_default().into(),
+            printable(rule).into(),
+            printable(event.reason.as_deref().unwrap_or_default()).into(),
             event.count.into(),
         ]);
     }
     table
 }
 
-/// `protocol host (address):port`, as much of it as is known.
+/// `protocol host (address):port`, as much of it as is known, printable.
 pub(crate) fn destination(event: &EventRecord) -> String {
     let address = event.address.map(|address| address.to_string());
-    let mut text = match (&event.host, address) {
+    let host = event.host.as_deref().map(printable);
+    let mut text = match (host, address) {
         (Some(host), Some(address)) => format!("{host} ({address})"),
-        (Some(host), None) => host.clone(),
+        (Some(host), None) => host,
         (None, Some(address)) => address,
         (None, None) => return String::new(),
     };
@@ -137,7 +172,7 @@ pub(crate) fn destination(event: &EventRecord) -> String {
         text.push_str(&format!(":{port}"));
     }
     match &event.protocol {
-        Some(protocol) => format!("{protocol} {text}"),
+        Some(protocol) => format!("{} {text}", printable(protocol)),
         None => text,
     }
 }
@@ -162,6 +197,26 @@ mod tests {
         let columns: Vec<_> =
             text.lines().map(|line| line.find("DESTINATION").or(line.find("a.test"))).collect();
         assert!(columns.iter().all(|column| column.is_some() && *column == columns[0]), "{text}");
+    }
+
+    #[test]
+    fn nothing_that_was_recorded_of_a_sandbox_controls_a_terminal() {
+        let evil = "x\u{1b}]52;c;eA==\u{7}\u{9b}2J\ny";
+        let event = EventRecord {
+            sandbox_id: Some(evil.to_owned()),
+            reason: Some(evil.into()),
+            rule: Some(store::EventRule {
+                text: evil.to_owned(),
+                kind: store::RuleKind::Floor { floor: evil.to_owned() },
+            }),
+            host: Some(evil.to_owned()),
+            protocol: Some(evil.into()),
+            ..EventRecord::new(1, Timestamp::UNIX_EPOCH, store::Category::Network, evil)
+        };
+        let text = table(&[event], false).to_string();
+        assert!(text.chars().all(|c| !c.is_control() || c == '\n'), "{text:?}");
+        // As much as is harmless is there: in six columns, the host's with the protocol.
+        assert_eq!(text.matches('y').count(), 6, "{text}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
     config::{Config, DataArgs, ServeArgs},
     engine::Engine,
     exit::{self, BadInput},
+    printable::{Output, printable},
 };
 
 /// The account of the one sandbox.
@@ -111,6 +112,7 @@ async fn attended(mut command: Command) -> Result<u8> {
         tokio::spawn(feed(input, to_send));
     }
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    let (mut output, mut errors) = (Output::to(&std::io::stdout()), Output::to(&std::io::stderr()));
     loop {
         let event = tokio::select! {
             event = command.next() => event?,
@@ -119,14 +121,18 @@ async fn attended(mut command: Command) -> Result<u8> {
         };
         match event {
             Some(CommandEvent::Stdout(bytes)) => {
-                stdout.write_all(&bytes).await.context("writing to standard output")?;
+                stdout.write_all(&output.next(&bytes)).await.context("writing to standard output")?;
                 stdout.flush().await?;
             }
             Some(CommandEvent::Stderr(bytes)) => {
-                stderr.write_all(&bytes).await.context("writing to standard error")?;
+                stderr.write_all(&errors.next(&bytes)).await.context("writing to standard error")?;
                 stderr.flush().await?;
             }
             Some(CommandEvent::Exit(status)) => {
+                stdout.write_all(&output.end()).await.context("writing to standard output")?;
+                stderr.write_all(&errors.end()).await.context("writing to standard error")?;
+                stdout.flush().await?;
+                stderr.flush().await?;
                 return Ok(u8::try_from(status.exit_code).unwrap_or(exit::FAILED));
             }
             None => return Err(anyhow!("the command ended without saying how")),
@@ -191,7 +197,7 @@ fn refusals(events: &[EventRecord]) -> Option<String> {
     let mut named: Vec<String> = Vec::new();
     for event in events {
         let rule = event.rule.as_ref().map_or("", |rule| rule.text.as_str());
-        let text = format!("{} ({rule})", crate::audit::destination(event));
+        let text = format!("{} ({})", crate::audit::destination(event), printable(rule));
         if !named.contains(&text) {
             named.push(text);
         }

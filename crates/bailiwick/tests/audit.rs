@@ -7,8 +7,9 @@
 )]
 
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, ChildStdout, Command, Output, Stdio},
 };
 
 use jiff::Timestamp;
@@ -43,6 +44,65 @@ async fn filled_with(host: &str) -> (TempDir, Store) {
     let inserts = (1..=10).flat_map(|number| [event(2 * number, A), event(2 * number + 1, B)]).collect();
     store.events().write(&EventBatch { inserts, updates: Vec::new() }).await.unwrap();
     (directory, store)
+}
+
+/// More events, at once.
+async fn more(store: &Store, numbers: std::ops::Range<u64>) {
+    let inserts = numbers.map(|number| {
+        let time = Timestamp::from_microsecond(NOON + i64::try_from(number).unwrap()).unwrap();
+        EventRecord {
+            sandbox_id: Some(A.to_owned()),
+            ..EventRecord::new(number, time, Category::Network, "egress_blocked")
+        }
+    });
+    store.events().write(&EventBatch { inserts: inserts.collect(), updates: Vec::new() }).await.unwrap();
+}
+
+fn follow(directory: &Path, arguments: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    let mut following = Command::new(env!("CARGO_BIN_EXE_bailiwick"))
+        .arg("--data-dir")
+        .arg(directory)
+        .args(["audit", "--follow"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(following.stdout.take().unwrap());
+    (following, output)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn following_loses_no_event_however_many_come_at_a_time() {
+    let (directory, store) = filled().await;
+    let (mut following, output) = follow(directory.path(), &["--json", "--limit", "2"]);
+    let mut ids = output
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["id"].as_u64().unwrap());
+    assert_eq!(ids.by_ref().take(2).collect::<Vec<_>>(), [20, 21]);
+    more(&store, 100..2600).await;
+    assert_eq!(ids.by_ref().take(2500).collect::<Vec<_>>(), (100..2600).collect::<Vec<_>>());
+    more(&store, 3000..3003).await;
+    assert_eq!(ids.by_ref().take(3).collect::<Vec<_>>(), [3000, 3001, 3002]);
+    following.kill().unwrap();
+    following.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn following_ends_in_peace_when_nobody_reads_it_any_more() {
+    for arguments in [["--json"].as_slice(), &[]] {
+        for comes_more in [false, true] {
+            let (directory, store) = filled().await;
+            let (mut following, mut output) = follow(directory.path(), arguments);
+            output.read_line(&mut String::new()).unwrap();
+            drop(output);
+            if comes_more {
+                more(&store, 100..200).await;
+            }
+            let ended = tokio::task::spawn_blocking(move || following.wait().unwrap()).await.unwrap();
+            assert_eq!(ended.code(), Some(0), "{arguments:?}");
+        }
+    }
 }
 
 async fn tamper(directory: &Path, sql: &'static str) {

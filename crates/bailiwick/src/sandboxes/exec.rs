@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use client::{Client, NewCommand};
 
-use crate::{cli::ExecArgs, exit, remote::ApiFailure, run};
+use crate::{cli::ExecArgs, exit, printable::Output, remote::ApiFailure, run};
 
 /// Runs the command; gives its exit code. The daemon kills it when this program is gone.
 pub(super) async fn run(connect: impl FnOnce() -> Result<Client>, args: &ExecArgs) -> Result<u8> {
@@ -20,10 +20,9 @@ pub(super) async fn run(connect: impl FnOnce() -> Result<Client>, args: &ExecArg
     if args.json {
         anstream::println!("{}", serde_json::to_string(&ended)?);
     } else {
-        // As they are: what reads this may be a program.
-        std::io::stdout().write_all(ended.stdout.as_bytes()).context("writing to standard output")?;
-        let mut stderr = std::io::stderr();
-        stderr.write_all(ended.stderr.as_bytes()).context("writing to standard error")?;
+        let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
+        stdout.write_all(&shown(Output::to(&stdout), &ended.stdout)).context("writing to standard output")?;
+        stderr.write_all(&shown(Output::to(&stderr), &ended.stderr)).context("writing to standard error")?;
         for (truncated, stream) in [(ended.stdout_truncated, "output"), (ended.stderr_truncated, "error")] {
             if truncated {
                 writeln!(stderr, "bailiwick: there was more on standard {stream} than the daemon keeps")?;
@@ -31,4 +30,10 @@ pub(super) async fn run(connect: impl FnOnce() -> Result<Client>, args: &ExecArg
         }
     }
     Ok(u8::try_from(ended.exit_code).unwrap_or(exit::FAILED))
+}
+
+fn shown(mut output: Output, printed: &str) -> Vec<u8> {
+    let mut shown = output.next(printed.as_bytes());
+    shown.extend(output.end());
+    shown
 }

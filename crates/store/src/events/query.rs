@@ -63,6 +63,14 @@ pub struct EventPage {
     pub next: Option<String>,
 }
 
+impl EventQuery {
+    /// The same, going on after this event.
+    #[must_use]
+    pub fn after(self, event: &EventRecord) -> Self {
+        Self { cursor: Some(cursor(event.id, self.order)), ..self }
+    }
+}
+
 pub(super) async fn run(pool: &SqlitePool, query: &EventQuery) -> Result<EventPage, StoreError> {
     let limit = query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE);
     let after = query.cursor.as_deref().map(|text| parse_cursor(text, query.order)).transpose()?;
