@@ -145,8 +145,9 @@ impl Manager {
             move || cgroups.freeze()
         });
         if let Err(fault) = frozen.await? {
-            blocking(move || cgroups.thaw()).await??;
+            let thawed = blocking(move || cgroups.thaw()).await;
             start_clock(living).await;
+            thawed??;
             return Err(fault.into());
         }
         Ok(())
