@@ -65,9 +65,12 @@ async fn print_all(store: &Store, query: EventQuery, args: &AuditArgs) -> Result
     let mut events = store.events().query(&newest).await?.events;
     events.reverse();
     print(&events, args.json, true)?;
+    if !args.follow {
+        return Ok(());
+    }
     // From the last one on, none is left out, however many there are at a time.
     let mut next = EventQuery { order: Order::OldestFirst, limit: Some(MAX_PAGE), ..query };
-    while args.follow {
+    loop {
         if let Some(last) = events.last() {
             next = next.after(last);
         }
@@ -81,7 +84,6 @@ async fn print_all(store: &Store, query: EventQuery, args: &AuditArgs) -> Result
             }
         }
     }
-    Ok(())
 }
 
 /// Whether what is printed goes to a pipe or a terminal that nobody has open any more.
