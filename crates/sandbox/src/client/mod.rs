@@ -337,7 +337,7 @@ mod tests {
     }
 
     /// An init that answers with frames until nobody wants them.
-    fn init_that_says(
+    fn init_that_goes_on(
         frame: impl Fn(usize) -> InitFrame + Send + 'static,
     ) -> (tempfile::TempDir, InitClient) {
         let directory = tempfile::tempdir().expect("temporary directory");
@@ -366,7 +366,7 @@ mod tests {
             modified: 0,
         };
         // Few entries, with names that JSON makes six times as long.
-        let (_directory, client) = init_that_says(move |_| InitFrame::Entry(entry("\u{1}".repeat(1500))));
+        let (_directory, client) = init_that_goes_on(move |_| InitFrame::Entry(entry("\u{1}".repeat(1500))));
         let list = Files { init: client }.list("/", None, 9).await;
         assert!(matches!(&list, Err(SandboxError::TooLarge(_))), "{list:?}");
         let command = |number: usize| init_protocol::CommandInfo {
@@ -376,18 +376,18 @@ mod tests {
             background: true,
             terminal: false,
         };
-        let (_directory, client) = init_that_says(move |number| InitFrame::Command(command(number)));
+        let (_directory, client) = init_that_goes_on(move |number| InitFrame::Command(command(number)));
         assert!(matches!(client.commands().await, Err(SandboxError::TooLarge(_))));
         // As many as a busy sandbox has are listed.
         let few =
             move |number| if number < 50 { InitFrame::Command(command(number)) } else { InitFrame::Done };
-        let (_directory, client) = init_that_says(few);
+        let (_directory, client) = init_that_goes_on(few);
         assert_eq!(client.commands().await.expect("commands").len(), 50);
         let many = move |number| match number {
             ..50_000 => InitFrame::Entry(entry(format!("file-{number}"))),
             _ => InitFrame::Done,
         };
-        let (_directory, client) = init_that_says(many);
+        let (_directory, client) = init_that_goes_on(many);
         assert_eq!(Files { init: client }.list("/", None, 1).await.expect("entries").len(), 50_000);
     }
 
