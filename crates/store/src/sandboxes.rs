@@ -330,13 +330,17 @@ fn push_conditions(query: &mut QueryBuilder<Sqlite>, filter: &SandboxFilter) {
         }
         query.push(")");
     }
-    for (key, value) in &filter.metadata {
-        query
-            .push(" AND EXISTS (SELECT 1 FROM json_each(metadata) AS m WHERE m.key = ")
-            .push_bind(key.clone());
-        query.push(" AND m.value = ").push_bind(value.clone());
-        query.push(")");
+    if filter.metadata.is_empty() {
+        return;
     }
+    // All in one pass over the labels of a sandbox, which are read once for it: each has another name, so as many fit as
+    // are wanted only if all do.
+    query.push(" AND (SELECT count(*) FROM json_each(metadata) AS m WHERE FALSE");
+    for (key, value) in &filter.metadata {
+        query.push(" OR (m.key = ").push_bind(key.clone());
+        query.push(" AND m.value = ").push_bind(value.clone()).push(")");
+    }
+    query.push(") = ").push_bind(i64::try_from(filter.metadata.len()).unwrap_or(i64::MAX));
 }
 
 fn read(row: &SqliteRow) -> Result<SandboxRecord, StoreError> {

@@ -301,6 +301,24 @@ async fn an_account_that_has_ended_too_many_sandboxes_pushes_out_its_own_oldest(
 }
 
 #[tokio::test]
+async fn a_sandbox_is_listed_by_many_labels_only_if_it_has_all_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let labels = |of: std::ops::Range<u32>| of.map(|n| (format!("k{n}"), format!("v{n}"))).collect();
+    let record = SandboxRecord { metadata: labels(0..40), ..sandbox("sbx-00000001", "acme", "running") };
+    store.sandboxes().put(&record).await.unwrap();
+    let listed = async |metadata: BTreeMap<String, String>| {
+        let filter = SandboxFilter { metadata, ..SandboxFilter::default() };
+        store.sandboxes().list(&filter).await.unwrap().total
+    };
+    assert_eq!(listed(labels(0..32)).await, 1);
+    assert_eq!(listed(labels(9..41)).await, 0, "it has no k40");
+    let mut other: BTreeMap<_, _> = labels(0..32);
+    other.insert("k7".to_owned(), "v8".to_owned());
+    assert_eq!(listed(other).await, 0, "its k7 is another");
+}
+
+#[tokio::test]
 async fn a_page_ends_where_its_records_are_too_long_and_the_next_goes_on_there() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
