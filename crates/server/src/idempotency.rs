@@ -27,8 +27,11 @@ use crate::{App, error::ApiError};
 /// The longest key accepted, in bytes. Clients send a UUID.
 const LONGEST_KEY: usize = 255;
 
-/// How often answers that nobody can ask for any more are forgotten.
-const PURGE_EVERY: Duration = Duration::from_secs(60 * 60);
+/// How often answers that nobody can ask for any more are forgotten, and those with which an account takes too much.
+const PURGE_EVERY: Duration = Duration::from_secs(5 * 60);
+
+/// How many bytes of answers of one account are remembered, the newest ones.
+const ACCOUNT_BYTES: u64 = 64 << 20;
 
 /// When answers were last forgotten.
 pub(crate) struct LastPurge(Mutex<Instant>);
@@ -49,7 +52,11 @@ impl LastPurge {
         *last = Instant::now();
         let store = store.clone();
         tokio::spawn(async move {
-            if let Err(error) = store.idempotency().purge().await {
+            let purged = match store.idempotency().purge().await {
+                Ok(_) => store.idempotency().purge_beyond(ACCOUNT_BYTES).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = purged {
                 tracing::warn!(%error, "cannot forget old answers");
             }
         });

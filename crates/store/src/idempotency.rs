@@ -9,7 +9,11 @@ use std::{
 use jiff::Timestamp;
 use sqlx::{Row as _, sqlite::SqliteRow};
 
-use crate::{Inner, StoreError, error::doing, value::micros};
+use crate::{
+    Inner, StoreError,
+    error::doing,
+    value::{json, micros, signed},
+};
 
 /// How long a request is remembered.
 pub const REPLAY_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
@@ -211,6 +215,33 @@ impl Idempotency<'_> {
             .execute(&self.store.writer)
             .await
             .map_err(doing("forget old requests"))?;
+        Ok(done.rows_affected())
+    }
+
+    /// Forgets answers of accounts that have newer ones of `most_bytes` already. Says how many.
+    pub async fn purge_beyond(&self, most_bytes: u64) -> Result<u64, StoreError> {
+        const ACTION: &str = "forget answers that take too much";
+        // Found by a reader, because all of them are looked at; the length of a body is known without reading it.
+        let found: Vec<(String, String)> = sqlx::query_as(
+            "SELECT account, key FROM (SELECT account, key, sum(octet_length(body) + 256) OVER \
+             (PARTITION BY account ORDER BY created_at DESC, key) AS bytes FROM idempotency \
+             WHERE status IS NOT NULL) WHERE bytes > ?",
+        )
+        .bind(signed(most_bytes))
+        .fetch_all(&self.store.readers)
+        .await
+        .map_err(doing(ACTION))?;
+        if found.is_empty() {
+            return Ok(0);
+        }
+        let done = sqlx::query(
+            "DELETE FROM idempotency WHERE status IS NOT NULL AND (account, key) IN \
+             (SELECT value ->> 0, value ->> 1 FROM json_each(?))",
+        )
+        .bind(json(&found))
+        .execute(&self.store.writer)
+        .await
+        .map_err(doing(ACTION))?;
         Ok(done.rows_affected())
     }
 

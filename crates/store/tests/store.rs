@@ -452,6 +452,28 @@ async fn a_repeated_request_gets_the_first_ones_answer() {
 }
 
 #[tokio::test]
+async fn an_account_with_too_many_answers_pushes_out_its_own_oldest() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let requests = store.idempotency();
+    let body = vec![b'x'; 10_000];
+    for (account, key) in [("acme", "1, \"oldest\""), ("acme", "2"), ("acme", "3"), ("other", "1")] {
+        assert_eq!(requests.begin(account, key, b"hash").await.unwrap(), Begin::New);
+        requests.finish(account, key, 201, &body).await.unwrap();
+    }
+    // One that is not answered yet takes nothing.
+    assert_eq!(requests.begin("acme", "4", b"hash").await.unwrap(), Begin::New);
+    assert_eq!(requests.purge_beyond(31_000).await.unwrap(), 0);
+    assert_eq!(requests.purge_beyond(21_000).await.unwrap(), 1);
+    assert_eq!(requests.begin("acme", "1, \"oldest\"", b"hash").await.unwrap(), Begin::New);
+    for (account, key) in [("acme", "2"), ("acme", "3"), ("other", "1")] {
+        let again = requests.begin(account, key, b"hash").await.unwrap();
+        assert!(matches!(again, Begin::Replay { .. }), "{account} {key}");
+    }
+    assert_eq!(requests.begin("acme", "4", b"hash").await.unwrap(), Begin::InProgress);
+}
+
+#[tokio::test]
 async fn a_request_that_was_interrupted_is_answered_by_the_sandbox_it_has_named() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
