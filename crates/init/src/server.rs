@@ -69,13 +69,33 @@ impl Server {
     }
 
     fn accept(self: Arc<Self>, listener: &UnixListener) {
+        let mut spare = self.spare();
         loop {
             match listener.accept() {
                 Ok((socket, _)) => self.serve(socket),
-                // Out of descriptors or memory: the daemon finds its connection waiting, not refused.
-                Err(_) => thread::sleep(PAUSE),
+                Err(error) if sys::spare::is_exhausted(&error) && spare.is_some() => {
+                    // In the place of the one in reserve, and if there are others by the time that somebody connects, served.
+                    drop(spare.take());
+                    let accepted = listener.accept();
+                    spare = self.spare();
+                    match accepted {
+                        Ok((socket, _)) if spare.is_some() => self.serve(socket),
+                        Ok((socket, _)) => connection::refuse(socket, busy("no descriptor is left")),
+                        Err(_) => thread::sleep(PAUSE),
+                    }
+                }
+                // Out of memory, or nothing in reserve: the daemon finds its connection waiting, not refused.
+                Err(_) => {
+                    thread::sleep(PAUSE);
+                    spare = spare.or_else(|| self.spare());
+                }
             }
         }
+    }
+
+    /// A descriptor in reserve, if there is one left.
+    fn spare(&self) -> Option<File> {
+        self.null.try_clone().ok()
     }
 
     fn serve(self: &Arc<Self>, socket: UnixStream) {
@@ -90,9 +110,13 @@ impl Server {
             started.map_err(|_| "the sandbox can have no more threads".to_owned())
         });
         if let (Err(why), Ok(socket)) = (served, refusal) {
-            connection::refuse(socket, InitFrame::Failed(Failure::new(FailureKind::Busy, why)));
+            connection::refuse(socket, busy(&why));
         }
     }
+}
+
+fn busy(why: &str) -> InitFrame {
+    InitFrame::Failed(Failure::new(FailureKind::Busy, why))
 }
 
 /// How long accepting pauses after an error.

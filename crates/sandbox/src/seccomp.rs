@@ -3,7 +3,7 @@
 //! `policies/seccomp.json` holds groups of calls with a reason each:
 //! - `allow`: the allowlist; with `when`, a call is allowed if one of the alternatives holds, and an alternative
 //!   holds if all its conditions do. Conditions compare the lower 32 bits of an argument, as the kernel does for
-//!   the calls in question.
+//!   the calls in question, or all of it, as it does with pointers, where they are `wide`.
 //! - `refuse`: calls that are not allowed, and with which error number. An error number other than the default's
 //!   wins over `allow`.
 //! - `default`: the error number of everything else.
@@ -86,6 +86,9 @@ struct Condition {
     /// An operator in seccompiler's JSON form: `"eq"`, `"ne"`, `{"masked_eq": mask}`.
     op: Value,
     value: u32,
+    /// Whether all 64 bits are compared.
+    #[serde(default)]
+    wide: bool,
     #[expect(dead_code, reason = "required of the data, read by people")]
     means: String,
 }
@@ -160,7 +163,8 @@ fn rules(group: &Group, architecture: TargetArch) -> Vec<Value> {
 }
 
 fn condition(condition: &Condition) -> Value {
-    json!({ "index": condition.arg, "type": "dword", "op": condition.op, "val": condition.value })
+    let width = if condition.wide { "qword" } else { "dword" };
+    json!({ "index": condition.arg, "type": width, "op": condition.op, "val": condition.value })
 }
 
 /// Compiles one filter in seccompiler's JSON form.

@@ -127,6 +127,47 @@ fn root_inside_cannot_look_into_init_or_end_it() {
 }
 
 #[test]
+fn root_inside_cannot_take_inits_descriptors_away_and_limits_its_own() {
+    let lab = Lab::start();
+    let script = "import os, resource as r\n\
+        threads = [int(t) for t in os.listdir('/proc/1/task')]\n\
+        for process in threads:\n \
+            before = r.prlimit(process, r.RLIMIT_NOFILE)\n \
+            try: r.prlimit(process, r.RLIMIT_NOFILE, (0, before[1])); print('set')\n \
+            except PermissionError: print('refused') if r.prlimit(process, r.RLIMIT_NOFILE) == before else print('set')\n\
+        r.setrlimit(r.RLIMIT_NOFILE, (100, 200)); print(r.getrlimit(r.RLIMIT_NOFILE))\n\
+        r.prlimit(0, r.RLIMIT_NOFILE, (90, 190)); print(r.prlimit(os.getpid(), r.RLIMIT_NOFILE))\n";
+    lab.write("root", "/tmp/limits.py", script.as_bytes()).unwrap();
+    let told = lab.root("/usr/bin/env python3 /tmp/limits.py");
+    let (own, others): (Vec<_>, Vec<_>) = told.lines().partition(|line| line.starts_with('('));
+    assert!(others.len() > 1 && others.iter().all(|line| *line == "refused"), "{told}");
+    assert_eq!(own, ["(100, 200)", "(90, 190)"]);
+    // What shells and util-linux have for it.
+    assert_eq!(lab.root("ulimit -n 64; ulimit -n; prlimit --nofile=32:64 sh -c 'ulimit -n'"), "64\n32\n");
+    assert_eq!(
+        lab.sh("ulimit -Sn 80; ulimit -n; prlimit --nofile --output SOFT --noheadings | tr -d ' '").stdout,
+        "80\n80\n"
+    );
+    assert_eq!(lab.request(Request::Ping).next(), InitFrame::Done);
+}
+
+#[test]
+fn without_descriptors_a_connection_is_told_so_and_the_next_is_served_when_there_are_some() {
+    let lab = Lab::start();
+    lab.limit_descriptors(Some(2));
+    let idle: Vec<_> = (0..2).map(|_| lab.socket()).collect();
+    eventually("a connection too many is told so", || match lab.request(Request::Ping).next() {
+        InitFrame::Failed(failure) => failure.kind == FailureKind::Busy,
+        InitFrame::Done => false,
+        other => panic!("{other:?}"),
+    });
+    drop(idle);
+    eventually("there is room again", || lab.request(Request::Ping).next() == InitFrame::Done);
+    lab.limit_descriptors(None);
+    assert_eq!(lab.sh("echo well").stdout, "well\n");
+}
+
+#[test]
 fn commands_inherit_three_descriptors_and_the_limits_of_a_user() {
     let lab = Lab::start();
     assert_eq!(lab.root("ls /proc/self/fd"), "0\n1\n2\n3\n");

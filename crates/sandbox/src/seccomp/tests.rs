@@ -203,6 +203,28 @@ fn threads_and_forks_pass_and_new_namespaces_do_not() {
 }
 
 #[test]
+fn limits_of_other_processes_are_read_and_not_set_and_those_of_the_caller_are_set() {
+    const NOFILE: u64 = 7;
+    // Zero in the lower half, and in the upper half.
+    for limit in [0x7fff_0000_1000, 0x1_0000_0000, 0x1000] {
+        assert_eq!(refused("prlimit64", [0, NOFILE, limit, 0, 0, 0]), None);
+        for process in [1, 42, u64::from(u32::MAX)] {
+            assert_eq!(
+                refused("prlimit64", [process, NOFILE, limit, 0, 0, 0]),
+                EPERM,
+                "{process} {limit:#x}"
+            );
+        }
+    }
+    // The kernel takes a process for a number of 32 bits.
+    assert_eq!(refused("prlimit64", [1 << 32 | 1, NOFILE, 0x1000, 0, 0, 0]), EPERM);
+    for process in [0, 1, 42] {
+        assert_eq!(refused("prlimit64", [process, NOFILE, 0, 0x1000, 0, 0]), None);
+    }
+    assert_eq!(refused("setrlimit", [NOFILE, 0x1000, 0, 0, 0, 0]), None);
+}
+
+#[test]
 fn typing_into_a_terminal_is_refused_and_other_requests_pass() {
     let ioctl = |request: u64| refused("ioctl", [0, request, 0, 0, 0, 0]);
     for permitted in [0x5401, 0x5413, 0x541b, 0x8912] {
