@@ -5,9 +5,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use policy::Floor;
 
-/// The floor of this machine: the built-in one and the addresses of its interfaces.
+/// The floor of this machine: the built-in one and what the machine takes for itself.
 pub(crate) fn floor() -> Result<Arc<Floor>> {
-    let addresses = netns::Connection::open().and_then(|mut connection| connection.addresses());
-    let addresses = addresses.context("listing the addresses of this machine")?;
-    Ok(Arc::new(Floor::new(addresses.into_iter().map(|entry| entry.address.addr()))))
+    let own = netns::Connection::open().and_then(|mut connection| gate::own_networks(&mut connection));
+    let own = own.context("listing the addresses of this machine")?;
+    Ok(Arc::new(Floor::with_networks(own)))
 }

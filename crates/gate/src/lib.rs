@@ -49,6 +49,7 @@ pub use error::GateError;
 pub use gate::{AttachRequest, Gate, GateConfig};
 pub use limits::Limits;
 pub use member::Broken;
+pub use node::own_networks;
 pub use proxy::{ByteLimits, Limits as FlowLimits};
 pub use stats::GateStats;
 pub use wired::WireLimits;

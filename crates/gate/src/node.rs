@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
 use netns::{Connection, Family};
 use policy::Floor;
 
@@ -14,7 +15,7 @@ pub(crate) struct Node {
     pub(crate) floor: Arc<Floor>,
     /// Whether there is an IPv6 default route.
     pub(crate) ipv6: bool,
-    addresses: Vec<IpAddr>,
+    own: Vec<IpNet>,
 }
 
 impl Node {
@@ -26,27 +27,44 @@ impl Node {
     /// A machine without a network.
     #[cfg(test)]
     pub(crate) fn nowhere() -> Self {
-        let addresses = vec![IpAddr::from([192, 0, 2, 1])];
-        Self { floor: Arc::new(Floor::new([])), ipv6: false, addresses }
+        let own = vec![IpAddr::from([192, 0, 2, 1]).into()];
+        Self { floor: Arc::new(Floor::new([])), ipv6: false, own }
     }
 
     /// Whether another reading found the same.
     pub(crate) fn same(&self, other: &Self) -> bool {
-        self.ipv6 == other.ipv6 && self.addresses == other.addresses
+        self.ipv6 == other.ipv6 && self.own == other.own
     }
 
     fn ask(protected: &[IpAddr]) -> Result<Self, netns::Error> {
         let mut connection = Connection::open()?;
         // What is on the floor anyway is left out: link-local addresses come and go with every link.
         let anyway = Floor::new([]);
-        let own = connection.addresses()?.into_iter().map(|own| own.address.addr());
-        let mut addresses: Vec<IpAddr> = own
-            .chain(protected.iter().copied())
-            .filter(|address| anyway.address(*address).is_none())
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
+        let own = own_networks(&mut connection)?;
+        let protected = protected.iter().map(|address| IpNet::from(address.to_canonical()));
+        let mut own: Vec<IpNet> =
+            own.into_iter().chain(protected).filter(|network| anyway.covers(network).is_none()).collect();
+        own.sort_unstable();
+        own.dedup();
         let ipv6 = connection.has_default_route(Family::V6)?;
-        Ok(Self { floor: Arc::new(Floor::new(addresses.iter().copied())), ipv6, addresses })
+        Ok(Self { floor: Arc::new(Floor::with_networks(own.iter().copied())), ipv6, own })
     }
+}
+
+/// What the machine takes for itself: the addresses of its interfaces, and what its routes say is local.
+///
+/// # Errors
+/// What the kernel says.
+pub fn own_networks(connection: &mut Connection) -> Result<Vec<IpNet>, netns::Error> {
+    let mut own = connection.local_destinations()?;
+    for address in connection.addresses()? {
+        // One that is not usable yet has no route, and those of a subnet's routers (RFC 4291 section 2.6.1, RFC 6164) come
+        // with the first wire, when the machine begins to forward.
+        let address = address.address;
+        own.push(address.addr().into());
+        if address.addr().is_ipv6() && address.prefix_len() < 127 {
+            own.push(address.network().into());
+        }
+    }
+    Ok(own)
 }

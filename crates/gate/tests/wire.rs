@@ -321,15 +321,30 @@ fn without_an_ipv6_path_all_ipv6_is_refused_and_no_such_address_is_told() {
 
 #[test]
 fn an_address_that_the_machine_gets_later_is_on_the_floor_from_then_on() {
+    becomes_the_machines_own(|connection| {
+        let link = connection.link_index("eth0").unwrap().unwrap();
+        connection.add_address(link, "10.1.2.3/32".parse().unwrap()).unwrap();
+    });
+}
+
+#[test]
+fn a_network_that_a_route_makes_the_machines_own_is_on_the_floor_from_then_on() {
+    becomes_the_machines_own(|connection| {
+        let network = netns::Route::direct("10.1.2.2/31".parse().unwrap(), netns::LinkIndex::LOOPBACK);
+        let local = netns::Route { kind: netns::RouteKind::Local, table: netns::LOCAL_TABLE, ..network };
+        connection.set_route(&local).unwrap();
+    });
+}
+
+/// What makes 10.1.2.3 an address of the machine, and not 10.1.2.4, is noticed.
+fn becomes_the_machines_own(change: fn(&mut Connection)) {
     lab::run(|lab| async move {
         let sandbox = lab.allowing(&["10.1.2.0/24"]).await;
         sandbox.get("10.1.2.3:80", "x").await.unwrap();
         let listener = lab
             .node
             .run(|| {
-                let mut connection = Connection::open().unwrap();
-                let link = connection.link_index("eth0").unwrap().unwrap();
-                connection.add_address(link, "10.1.2.3/32".parse().unwrap()).unwrap();
+                change(&mut Connection::open().unwrap());
                 TcpListener::bind("10.1.2.3:80").unwrap()
             })
             .unwrap();

@@ -9,7 +9,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
 };
 
-use crate::{Connection, Error, LinkIndex, Route, RouteKind};
+use crate::{Connection, Error, LOCAL_TABLE, LinkIndex, Route, RouteKind};
 
 /// An address that a link has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,9 +71,6 @@ impl Connection {
 fn host_route(link: LinkIndex, address: IpNet) -> Route {
     Route { kind: RouteKind::Local, table: LOCAL_TABLE, ..Route::direct(address.addr().into(), link) }
 }
-
-/// The table of the namespace's own addresses, which is looked into first.
-const LOCAL_TABLE: u32 = 255;
 
 fn address_message(link: LinkIndex, address: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();

@@ -21,6 +21,6 @@ pub use connection::Connection;
 pub use error::Error;
 pub use link::{LinkBytes, LinkIndex, Veth};
 pub use monitor::Monitor;
-pub use route::{Family, MAIN_TABLE, Route, RouteKind};
+pub use route::{Family, LOCAL_TABLE, MAIN_TABLE, Route, RouteKind};
 pub use socket_table::{SocketEntry, SocketTable, Transport};
 pub use sys::netns::NetNs;

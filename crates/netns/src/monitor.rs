@@ -9,7 +9,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::Error;
 
-/// A socket that becomes readable when addresses or default routes of the opening thread's namespace change.
+/// A socket that becomes readable when addresses or routes of the opening thread's namespace change.
 #[derive(Debug)]
 pub struct Monitor {
     socket: Socket,

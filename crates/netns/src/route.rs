@@ -1,6 +1,6 @@
 //! Routes, and the rule that sends marked packets to a table of their own.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -17,6 +17,9 @@ use crate::{Connection, Error, LinkIndex};
 
 /// The table that every lookup ends in.
 pub const MAIN_TABLE: u32 = 254;
+
+/// The table of the namespace's own addresses, which is looked into first.
+pub const LOCAL_TABLE: u32 = 255;
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -132,6 +135,22 @@ impl Connection {
         }
     }
 
+    /// What packets are addressed to this host by its routes: its addresses, whole networks that are local, and the anycast
+    /// and broadcast addresses of its links. Only the tables that every packet is looked up in count: what is local in
+    /// another one, for marked packets, is a transparent proxy's.
+    ///
+    /// # Errors
+    /// [`Error::List`] with what the kernel says.
+    pub fn local_destinations(&mut self) -> Result<Vec<IpNet>, Error> {
+        let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        self.channel
+            .dump(request, |answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => local_destination(&route),
+                _ => None,
+            })?
+            .map_err(|source| Error::List { what: "routes", source })
+    }
+
     /// Whether the main table has a default route of the family that leads somewhere (loopback does not count).
     ///
     /// # Errors
@@ -182,6 +201,27 @@ fn route_message(route: &Route) -> RouteMessage {
     }
     message.attributes.push(RouteAttribute::Oif(route.link.get()));
     message
+}
+
+fn local_destination(route: &RouteMessage) -> Option<IpNet> {
+    let header = &route.header;
+    let mut table = u32::from(header.table);
+    let mut destination = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = (*address).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => destination = (*address).into(),
+            _ => {}
+        }
+    }
+    let is_taken = matches!(header.kind, RouteType::Local | RouteType::Anycast | RouteType::Broadcast);
+    let destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
+    (is_taken && matches!(table, LOCAL_TABLE | MAIN_TABLE)).then_some(destination)
 }
 
 fn leads_out(route: &RouteMessage, family: Family) -> bool {

@@ -9,7 +9,8 @@ use std::{
 };
 
 use netns::{
-    Connection, Family, LinkIndex, Monitor, NetNs, Route, RouteKind, SocketTable, Transport, Veth, sysctl,
+    Connection, Family, LOCAL_TABLE, LinkIndex, MAIN_TABLE, Monitor, NetNs, Route, RouteKind, SocketTable,
+    Transport, Veth, sysctl,
 };
 
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
@@ -190,6 +191,37 @@ fn marked_packets_are_taken_as_local() {
             sys::net::set_mark(&client, 1).unwrap();
             client.send_to(b"x", target).unwrap();
             assert_eq!(server.recv(&mut [0; 8]).unwrap(), 1);
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_routes_say_is_local_is_listed_and_what_they_say_of_marked_packets_is_not() {
+    let ns = namespace();
+    ns.run(|| {
+        let mut connection = Connection::open().unwrap();
+        connection.add_address(LinkIndex::LOOPBACK, "192.0.2.7/24".parse().unwrap()).unwrap();
+        let monitor = Monitor::open().unwrap();
+        let mut route = |network: &str, kind, table| {
+            let route = Route::direct(network.parse().unwrap(), LinkIndex::LOOPBACK);
+            connection.set_route(&Route { kind, table, ..route }).unwrap();
+            assert!(monitor.drain().unwrap());
+        };
+        let local = ["203.0.113.0/24", "2001:db8:7::/48", "198.51.100.0/25"];
+        route(local[0], RouteKind::Local, LOCAL_TABLE);
+        route(local[1], RouteKind::Local, LOCAL_TABLE);
+        route(local[2], RouteKind::Local, MAIN_TABLE);
+        let others = ["0.0.0.0/0", "::/0", "10.0.0.0/8"];
+        route(others[0], RouteKind::Local, 100);
+        route(others[1], RouteKind::Local, 100);
+        route(others[2], RouteKind::Unicast, MAIN_TABLE);
+        let listed = connection.local_destinations().unwrap();
+        for network in local.iter().chain(&["192.0.2.7/32", "192.0.2.255/32", "127.0.0.0/8", "::1/128"]) {
+            assert!(listed.contains(&network.parse().unwrap()), "{network}: {listed:?}");
+        }
+        for network in others {
+            assert!(!listed.contains(&network.parse().unwrap()), "{network}");
         }
     })
     .unwrap();

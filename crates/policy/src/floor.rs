@@ -52,6 +52,11 @@ pub enum FloorTarget {
 impl Floor {
     /// The built-in floor plus the node's own addresses (and any other the operator adds).
     pub fn new(node_addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self::with_networks(node_addresses.into_iter().map(|address| IpNet::from(address.to_canonical())))
+    }
+
+    /// As [`Self::new`], where whole networks are the node's own.
+    pub fn with_networks(node_networks: impl IntoIterator<Item = IpNet>) -> Self {
         let mut rules: Vec<FloorRule> = NETWORKS
             .iter()
             .map(|line| FloorRule {
@@ -67,11 +72,11 @@ impl Floor {
                 source: line.source,
             }))
             .collect();
-        rules.extend(node_addresses.into_iter().map(|address| FloorRule {
-            target: FloorTarget::Network(IpNet::from(address.to_canonical())),
+        rules.extend(node_networks.into_iter().map(|network| FloorRule {
+            target: FloorTarget::Network(network),
             word: "node",
             comment: "an address of the machine itself, or one its operator protects",
-            source: "the machine's interfaces and configuration",
+            source: "the machine's interfaces, routes and configuration",
         }));
         let addresses = rules.iter().enumerate().flat_map(|(at, rule)| match rule.target {
             FloorTarget::Network(net) => forms(net).into_iter().map(|net| (net, None, at)).collect(),
@@ -119,7 +124,7 @@ impl Floor {
     }
 
     /// The part of the floor that the whole of `net` is on.
-    pub(crate) fn covers(&self, net: &IpNet) -> Option<&'static str> {
+    pub fn covers(&self, net: &IpNet) -> Option<&'static str> {
         let word = self.address(net.addr())?;
         let whole = self.networks.iter().any(|floor| floor.contains(net));
         whole.then_some(word)
