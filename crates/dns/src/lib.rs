@@ -35,6 +35,6 @@ pub use budget::{Budget, Limits, Lookup, Refused};
 pub use message::Transport;
 pub use share::Asker;
 pub use tcp::serve_tcp;
-pub use udp::serve_udp;
+pub use udp::{Datagrams, serve_udp};
 pub use upstream::{Answer, Family, LookupError, Upstream, UpstreamConfig, UpstreamError};
 pub use zone::{BindRefused, Zone};

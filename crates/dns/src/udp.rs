@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use sys::raw_udp::RawUdp;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::JoinSet,
@@ -22,6 +23,28 @@ const MAX_QUERY: usize = 4096;
 /// After so many datagrams in a row, other tasks get their turn.
 const BURST: usize = 64;
 
+/// Where queries come in, and where replies go out.
+#[derive(Debug)]
+pub struct Datagrams {
+    queries: UdpSocket,
+    /// Where the socket's port is not the one that queries are sent to.
+    replies: Option<RawUdp>,
+}
+
+impl Datagrams {
+    /// Queries that were sent to another port than the one of `queries` come there; the replies have their port by
+    /// `replies`. Both are of the same address family.
+    pub fn with_replies(queries: UdpSocket, replies: RawUdp) -> Self {
+        Self { queries, replies: Some(replies) }
+    }
+}
+
+impl From<UdpSocket> for Datagrams {
+    fn from(both: UdpSocket) -> Self {
+        Self { queries: both, replies: None }
+    }
+}
+
 /// Answers the queries that arrive at `socket` until `stop`.
 ///
 /// The socket is a transparent one that reports each datagram's original destination; it must be non-blocking.
@@ -33,12 +56,13 @@ const BURST: usize = 64;
 /// # Errors
 /// When the socket cannot be registered with the runtime, or stops working.
 pub async fn serve_udp<Z: Zone>(
-    socket: UdpSocket,
+    socket: impl Into<Datagrams>,
     zone: Arc<Z>,
     upstream: Upstream,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let server = Server { socket: Arc::new(watched(socket)?), zone, upstream };
+    let Datagrams { queries, replies } = socket.into();
+    let server = Server { ends: Arc::new(Ends { queries: watched(queries)?, replies }), zone, upstream };
     // Dropping the set on the way out ends the lookups that are still under way.
     let mut lookups = JoinSet::new();
     tokio::select! {
@@ -57,18 +81,23 @@ fn watched(socket: UdpSocket) -> io::Result<AsyncFd<UdpSocket>> {
 }
 
 struct Server<Z> {
-    socket: Arc<AsyncFd<UdpSocket>>,
+    ends: Arc<Ends>,
     zone: Arc<Z>,
     upstream: Upstream,
+}
+
+struct Ends {
+    queries: AsyncFd<UdpSocket>,
+    replies: Option<RawUdp>,
 }
 
 impl<Z: Zone> Server<Z> {
     async fn run(&self, lookups: &mut JoinSet<()>) -> io::Result<()> {
         let mut buffer = [0; MAX_QUERY];
         loop {
-            let mut ready = self.socket.readable().await?;
+            let mut ready = self.ends.queries.readable().await?;
             for _ in 0..BURST {
-                match sys::udp::recv_orig_dst(self.socket.get_ref(), &mut buffer) {
+                match sys::udp::recv_orig_dst(self.ends.queries.get_ref(), &mut buffer) {
                     Ok((length, from, to)) => {
                         if let Some(query) = buffer.get(..length) {
                             self.handle(query, from, to, lookups);
@@ -89,22 +118,28 @@ impl<Z: Zone> Server<Z> {
 
     fn handle(&self, query: &[u8], from: SocketAddr, to: SocketAddr, lookups: &mut JoinSet<()>) {
         let pending = match answer::begin(query, &*self.zone, &self.upstream, Transport::Udp) {
-            Step::Done(reply) => return send(self.socket.get_ref(), reply, to, from),
+            Step::Done(reply) => return self.ends.send(reply, to, from),
             Step::Lookup(pending) => pending,
         };
-        let (socket, zone, upstream) = (self.socket.clone(), self.zone.clone(), self.upstream.clone());
+        let (ends, zone, upstream) = (self.ends.clone(), self.zone.clone(), self.upstream.clone());
         lookups.spawn(async move {
             let reply = pending.finish(&*zone, &upstream).await;
-            send(socket.get_ref(), reply, to, from);
+            ends.send(reply, to, from);
         });
     }
 }
 
-/// Sends a reply; one that does not fit the socket's buffer is lost, as datagrams are.
-fn send(socket: &UdpSocket, reply: Option<Vec<u8>>, own: SocketAddr, client: SocketAddr) {
-    let Some(reply) = reply else { return };
-    if let Err(error) = sys::udp::send_from(socket, &reply, own, client) {
-        tracing::debug!(%client, %error, "a DNS reply was not sent");
+impl Ends {
+    /// Sends a reply; one that does not fit the socket's buffer is lost, as datagrams are.
+    fn send(&self, reply: Option<Vec<u8>>, own: SocketAddr, client: SocketAddr) {
+        let Some(reply) = reply else { return };
+        let sent = match &self.replies {
+            None => sys::udp::send_from(self.queries.get_ref(), &reply, own, client).map(drop),
+            Some(raw) => raw.send(&reply, own, client),
+        };
+        if let Err(error) = sent {
+            tracing::debug!(%client, %error, "a DNS reply was not sent");
+        }
     }
 }
 

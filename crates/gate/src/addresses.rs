@@ -13,8 +13,15 @@ pub const GATE_V6: Ipv6Addr = Ipv6Addr::new(0xfd62, 0x6169, 0x6c69, 0, 0, 0, 0, 
 pub const SANDBOX_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
 /// As [`SANDBOX_V4`].
 pub const SANDBOX_V6: Ipv6Addr = Ipv6Addr::new(0xfd62, 0x6169, 0x6c69, 0, 0, 0, 0, 2);
-/// The resolver's port.
+/// The port that the resolver is asked at.
 pub(crate) const DNS_PORT: u16 = 53;
+/// The first port that the sandbox may listen on. Those below are the gate's alone, also while no daemon is there: what
+/// listens on a port at every address keeps the gate from listening on it.
+pub(crate) const FIRST_PORT: &str = "15";
+/// The port that the attempts of the proof come from: the sandbox may have taken all others.
+pub(crate) const PROOF_PORT: u16 = 1;
+/// The port that the resolver's connections are diverted to, and its datagrams if something in the sandbox has port 53.
+pub(crate) const RESOLVER_PORT: u16 = 2;
 /// Ports the proxy may listen on: the first that is free, of those that IANA has assigned to nobody.
 pub(crate) const PROXY_PORTS: [u16; 6] = [4, 6, 8, 10, 12, 14];
 
@@ -53,7 +60,7 @@ pub(crate) fn everything() -> [IpNet; 2] {
     ]
 }
 
-/// Where the resolver listens.
+/// Where the resolver is asked.
 pub(crate) fn resolver_sockets() -> [SocketAddr; 2] {
     gate_sockets(DNS_PORT)
 }
@@ -184,6 +191,15 @@ mod tests {
             assert!(!is_wire_address(address));
             assert_eq!(Slot::of(address), None);
         }
+    }
+
+    #[test]
+    fn the_ports_of_the_gate_are_different_and_nobody_elses() {
+        let mut ports = [&[PROOF_PORT, RESOLVER_PORT][..], &PROXY_PORTS].concat();
+        ports.dedup();
+        assert_eq!(ports.len(), 2 + PROXY_PORTS.len());
+        let first: u16 = FIRST_PORT.parse().unwrap();
+        assert!(ports.is_sorted() && ports.iter().all(|port| *port < first));
     }
 
     #[test]

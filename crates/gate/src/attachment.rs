@@ -3,13 +3,14 @@
 use std::{
     future::Future,
     io,
-    net::{TcpListener, UdpSocket},
+    net::TcpListener,
     os::fd::{AsFd, BorrowedFd},
     panic::AssertUnwindSafe,
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use dns::Datagrams;
 use futures_util::FutureExt;
 use nft::LogSocket;
 use policy::{Policy, Topology};
@@ -55,7 +56,7 @@ pub struct AttachmentInfo {
 /// The sockets inside the sandbox's namespace that tasks serve.
 pub(crate) struct Listeners {
     pub(crate) log: LogSocket,
-    pub(crate) dns_udp: [UdpSocket; 2],
+    pub(crate) dns_udp: [Datagrams; 2],
     pub(crate) dns_tcp: [TcpListener; 2],
     /// Those of each address family.
     pub(crate) proxy: [Vec<TcpListener>; 2],

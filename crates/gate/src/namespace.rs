@@ -2,18 +2,21 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener},
     time::Duration,
 };
 
+use dns::Datagrams;
 use netns::{Connection, Family, LinkIndex, NetNs, Route, RouteKind, sysctl};
 use nft::{LogConfig, LogSocket};
+use sys::raw_udp::RawUdp;
 
 use crate::{
     GateError,
     addresses::{
-        DIVERT_MARK, DIVERT_TABLE, LOG_GROUP, LOOPBACK_METRIC, OWN_MARK, PROXY_PORTS, SANDBOX_V4, SANDBOX_V6,
-        WIRE, everything, gate_sockets, is_wire_address, resolver_sockets,
+        DIVERT_MARK, DIVERT_TABLE, DNS_PORT, FIRST_PORT, LOG_GROUP, LOOPBACK_METRIC, OWN_MARK, PROXY_PORTS,
+        RESOLVER_PORT, SANDBOX_V4, SANDBOX_V6, WIRE, everything, gate_sockets, is_wire_address,
+        resolver_sockets,
     },
     ruleset::SNAPLEN,
 };
@@ -24,7 +27,9 @@ pub(crate) struct Interior {
     pub(crate) filter: nft::Connection,
     /// The log of refused packets.
     pub(crate) log: LogSocket,
-    pub(crate) dns_udp: [UdpSocket; 2],
+    pub(crate) dns_udp: [Datagrams; 2],
+    /// The port of `dns_udp`.
+    pub(crate) dns_port: u16,
     pub(crate) dns_tcp: [TcpListener; 2],
     /// Those of each address family.
     pub(crate) proxy: [Vec<TcpListener>; 2],
@@ -64,11 +69,13 @@ impl Interior {
             ..LogConfig::default()
         };
         let (proxy_port, proxy) = listen_on_a_free_port()?;
+        let (dns_port, dns_udp) = resolver_datagrams()?;
         Ok(Self {
             filter: nft::Connection::open().map_err(|error| GateError::Rules(WHOSE, error))?,
             log: LogSocket::open(&config).map_err(|error| GateError::Log(WHOSE, error))?,
-            dns_udp: both(resolver_sockets(), |address| sys::net::bind_transparent_udp(address, OWN_MARK))?,
-            dns_tcp: both(resolver_sockets(), |address| listen(address, DNS_BACKLOG))?,
+            dns_udp,
+            dns_port,
+            dns_tcp: both(gate_sockets(RESOLVER_PORT), |address| listen(address, DNS_BACKLOG))?,
             proxy,
             proxy_port,
         })
@@ -83,6 +90,21 @@ const PROXY_LISTENERS: usize = 2;
 
 fn own_addresses() -> [IpAddr; 2] {
     [SANDBOX_V4.into(), SANDBOX_V6.into()]
+}
+
+/// At the port that is asked, whose replies are the cheapest. Something in the sandbox may have taken that while no daemon was
+/// there: then at one that it cannot take.
+fn resolver_datagrams() -> Result<(u16, [Datagrams; 2]), GateError> {
+    let bind = |address| sys::net::bind_transparent_udp(address, OWN_MARK);
+    match both(resolver_sockets(), bind) {
+        Err(GateError::Listen { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {
+            let sockets = both(gate_sockets(RESOLVER_PORT), |address| {
+                Ok(Datagrams::with_replies(bind(address)?, RawUdp::open(address, OWN_MARK)?))
+            })?;
+            Ok((RESOLVER_PORT, sockets))
+        }
+        sockets => Ok((DNS_PORT, sockets?.map(Datagrams::from))),
+    }
 }
 
 /// Makes loopback the default route for whatever is not wired anywhere, or not any more: it stays inside, whatever
@@ -126,8 +148,8 @@ fn prepare() -> Result<(), netns::Error> {
 
 /// Below `/proc/sys/net`. Nobody inside owns the namespace, so nobody inside can change them.
 const PARAMETERS: [(&str, &str); 13] = [
-    // The sandbox may listen on any port and send ICMP echo requests without rights over the network.
-    ("ipv4/ip_unprivileged_port_start", "0"),
+    // The sandbox may listen on any port but the gate's and send ICMP echo requests without rights over the network.
+    ("ipv4/ip_unprivileged_port_start", FIRST_PORT),
     ("ipv4/ping_group_range", "0 2147483647"),
     ("ipv4/ip_forward", "0"),
     ("ipv4/conf/all/accept_redirects", "0"),

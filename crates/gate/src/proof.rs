@@ -6,7 +6,8 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,11 @@ use parking_lot::Mutex;
 use policy::{Flow, InForce, Protocol};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
-use crate::{GateError, addresses::resolver_sockets, sandbox::Sandbox};
+use crate::{
+    GateError,
+    addresses::{PROOF_PORT, resolver_sockets},
+    sandbox::Sandbox,
+};
 
 /// How long the kernel may take to refuse: it does before `connect` returns.
 const TO_REFUSE: Duration = Duration::from_secs(1);
@@ -47,11 +52,15 @@ pub(crate) struct Attempt {
 
 /// Refusals that are to be logged and are no events, because the daemon asked for them: one each.
 #[derive(Debug, Default)]
-pub(crate) struct Expected(Mutex<Vec<(Attempt, Instant)>>);
+pub(crate) struct Expected {
+    attempts: Mutex<Vec<(Attempt, Instant)>>,
+    /// Held by who tries: all attempts come from the same port.
+    trying: Mutex<()>,
+}
 
 impl Expected {
     fn add(&self, attempt: Attempt) {
-        let mut expected = self.0.lock();
+        let mut expected = self.attempts.lock();
         expected.push((attempt, Instant::now()));
         // What has not come by now was lost on its way.
         let lost = expected.len().saturating_sub(MAX_EXPECTED);
@@ -60,7 +69,7 @@ impl Expected {
 
     /// Whether the refusal of this attempt is one of them, which it is once.
     pub(crate) fn take(&self, attempt: Attempt) -> bool {
-        let mut expected = self.0.lock();
+        let mut expected = self.attempts.lock();
         if expected.is_empty() {
             return false;
         }
@@ -78,6 +87,7 @@ pub(crate) fn prove(sandbox: &Sandbox, in_force: &InForce) -> Result<(), GateErr
     let refused =
         METADATA.into_iter().chain(NOBODY.into_iter().filter(|&address| is_refused(in_force, address)));
     let refused: Vec<_> = refused.map(|address| SocketAddr::new(address, PORT)).collect();
+    let _alone = sandbox.expected.trying.lock();
     let attempt = || {
         refused.iter().try_for_each(|&target| expect_refusal(target, &sandbox.expected))?;
         resolver_sockets().into_iter().try_for_each(expect_connection)
@@ -107,27 +117,40 @@ fn expect_refusal(target: SocketAddr, expected: &Expected) -> Result<(), GateErr
 
 /// Tries to connect, from a port that is known before: the refusal may be logged before this returns.
 fn attempt(to: SocketAddr, expected: &Expected) -> io::Result<()> {
+    let socket = socket_for(to, TO_REFUSE)?;
+    expected.add(Attempt { from: PROOF_PORT, to });
+    Ok(net::connect(&socket, &to)?)
+}
+
+fn expect_connection(target: SocketAddr) -> Result<(), GateError> {
+    let connect = || {
+        let socket = socket_for(target, TO_ACCEPT)?;
+        // Its end leaves nothing behind that the next attempt from the same port would meet.
+        sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
+        Ok(net::connect(&socket, &target)?)
+    };
+    match connect() {
+        Ok(()) => Ok(()),
+        Err(error) if is_own_want(&error) => Err(GateError::Untried(error)),
+        Err(error) => {
+            Err(GateError::Unproven(format!("the resolver at {target} cannot be reached: {error}")))
+        }
+    }
+}
+
+/// A socket to connect to there within some time. It is at a port of its own: the sandbox may have taken all that the kernel
+/// gives out.
+fn socket_for(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> {
     let (family, anywhere): (_, IpAddr) = match to {
         SocketAddr::V4(_) => (AddressFamily::INET, Ipv4Addr::UNSPECIFIED.into()),
         SocketAddr::V6(_) => (AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()),
     };
     let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
     // It is how long `connect` may take.
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(TO_REFUSE))?;
-    net::bind(&socket, &SocketAddr::new(anywhere, 0))?;
-    let from = SocketAddr::try_from(net::getsockname(&socket)?)?.port();
-    expected.add(Attempt { from, to });
-    Ok(net::connect(&socket, &to)?)
-}
-
-fn expect_connection(target: SocketAddr) -> Result<(), GateError> {
-    match TcpStream::connect_timeout(&target, TO_ACCEPT) {
-        Ok(_) => Ok(()),
-        Err(error) if is_own_want(&error) => Err(GateError::Untried(error)),
-        Err(error) => {
-            Err(GateError::Unproven(format!("the resolver at {target} cannot be reached: {error}")))
-        }
-    }
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(limit))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    net::bind(&socket, &SocketAddr::new(anywhere, PROOF_PORT))?;
+    Ok(socket)
 }
 
 #[cfg(test)]

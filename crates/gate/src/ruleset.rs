@@ -14,7 +14,8 @@ use policy::{KernelDefault, KernelView};
 
 use crate::{
     addresses::{
-        DIVERT_MARK, DNS_PORT, GATE_V4, GATE_V6, LOG_GROUP, SANDBOX_V4, SANDBOX_V6, Slot, TABLE, WIRE,
+        DIVERT_MARK, DNS_PORT, GATE_V4, GATE_V6, LOG_GROUP, RESOLVER_PORT, SANDBOX_V4, SANDBOX_V6, Slot,
+        TABLE, WIRE,
     },
     fence::{Direction, EntrySets, Side, add_networks, set_name},
     ports::PortSet,
@@ -32,6 +33,8 @@ pub(crate) struct Ruleset<'a> {
     pub(crate) slot: Option<Slot>,
     /// The port at which the proxy listens.
     pub(crate) proxy_port: u16,
+    /// The port at which the resolver receives datagrams.
+    pub(crate) dns_port: u16,
 }
 
 /// The counter of refused packets that are attempts: each of them is to be recorded.
@@ -182,7 +185,7 @@ impl Ruleset<'_> {
         let chain = "prerouting";
         let v4 = || V4::rule().iifname("lo").mark(DIVERT_MARK);
         let v6 = || V6::rule().iifname("lo").mark(DIVERT_MARK);
-        let (dns, proxy) = (DNS_PORT, self.proxy_port);
+        let (dns, datagrams, proxy) = (DNS_PORT, self.dns_port, self.proxy_port);
         if self.slot.is_some() {
             batch.add_rule(table, chain, rule().iifname(WIRE).accept());
         }
@@ -191,10 +194,18 @@ impl Ruleset<'_> {
             .add_rule(table, chain, V4::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V4).accept())
             .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy).accept())
             .add_rule(table, chain, V6::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V6).accept())
-            .add_rule(table, chain, v4().udp().dport(dns).tproxy(GATE_V4, dns).accept())
-            .add_rule(table, chain, v6().udp().dport(dns).tproxy(GATE_V6, dns).accept())
-            .add_rule(table, chain, v4().tcp().daddr(GATE_V4).dport(dns).tproxy(GATE_V4, dns).accept())
-            .add_rule(table, chain, v6().tcp().daddr(GATE_V6).dport(dns).tproxy(GATE_V6, dns).accept())
+            .add_rule(table, chain, v4().udp().dport(dns).tproxy(GATE_V4, datagrams).accept())
+            .add_rule(table, chain, v6().udp().dport(dns).tproxy(GATE_V6, datagrams).accept())
+            .add_rule(
+                table,
+                chain,
+                v4().tcp().daddr(GATE_V4).dport(dns).tproxy(GATE_V4, RESOLVER_PORT).accept(),
+            )
+            .add_rule(
+                table,
+                chain,
+                v6().tcp().daddr(GATE_V6).dport(dns).tproxy(GATE_V6, RESOLVER_PORT).accept(),
+            )
             // What is left has turned round for want of another way: a daemon, or a wire.
             .add_rule(table, chain, V4::rule().iifname("lo").daddr_not_in("own4").goto("refuse"))
             .add_rule(table, chain, V6::rule().iifname("lo").daddr_not_in("own6").goto("refuse"));

@@ -46,6 +46,7 @@ pub(crate) struct Sandbox {
     force: ArcSwap<Force>,
     kernel: Arc<Mutex<Kernel>>,
     sinks: Mutex<Sinks>,
+    dns_port: u16,
     proxy_port: u16,
     /// Refusals that the daemon asks for.
     pub(crate) expected: Expected,
@@ -83,7 +84,7 @@ impl Sandbox {
     pub(crate) fn new(
         namespace: NetNs,
         filter: nft::Connection,
-        proxy_port: u16,
+        [dns_port, proxy_port]: [u16; 2],
         first: InForce,
         recorder: Recorder,
         shares: Shares,
@@ -103,6 +104,7 @@ impl Sandbox {
                 is_closed: false,
             })),
             sinks: Mutex::default(),
+            dns_port,
             proxy_port,
             expected: Expected::default(),
             suspect: Notify::new(),
@@ -126,6 +128,7 @@ impl Sandbox {
             ipv6: node.ipv6,
             slot,
             proxy_port: self.proxy_port,
+            dns_port: self.dns_port,
         };
         let mut kernel = self.kernel.lock();
         let mut bindings = kernel.bindings.clone();

@@ -195,7 +195,7 @@ fn a_sandbox_may_listen_and_talk_to_itself_on_any_port() {
 fn the_gates_own_listeners_cannot_be_connected_to() {
     lab::run(|lab| async move {
         let sandbox = lab.allowing(&["api.github.com", "100.64.0.0/10:4"]).await;
-        for port in [4, 6, 53] {
+        for port in [1, 2, 4, 6, 53] {
             for host in ["127.0.0.1", "100.64.0.2", "[::1]"] {
                 assert_eq!(kind(sandbox.connect(&format!("{host}:{port}")).await), ConnectionRefused);
             }

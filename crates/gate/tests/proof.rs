@@ -3,7 +3,7 @@
 
 mod lab;
 
-use std::{io::ErrorKind::ConnectionRefused, time::Duration};
+use std::{io::ErrorKind::ConnectionRefused, net::TcpListener, time::Duration};
 
 use gate::GateError;
 use nft::{Batch, Chain, ChainType, Hook, Table};
@@ -34,6 +34,37 @@ fn a_sandbox_whose_rules_do_not_hold_is_cut_off_and_others_are_not() {
             proofs.1 += 1;
             assert_eq!((stats.proofs, stats.failed_proofs), proofs);
         }
+    });
+}
+
+#[test]
+fn a_sandbox_that_has_taken_all_ports_is_proven_all_the_same_and_found_out_all_the_same() {
+    lab::run(|lab| async move {
+        let spec = allow(&["api.github.com"]);
+        let sandbox = lab.attach(&spec).await;
+        let taken = sandbox
+            .run(|| {
+                // So that they are not tens of thousands.
+                netns::sysctl::set("ipv4/ip_local_port_range", "40000 40019").unwrap();
+                let sockets: Vec<_> = (40_000..40_020)
+                    .flat_map(|port| ["0.0.0.0", "::"].map(|address| (address, port)))
+                    .map(TcpListener::bind)
+                    .collect();
+                // Where one for IPv6 is for both.
+                assert!(sockets.iter().filter(|socket| socket.is_ok()).count() >= 20);
+                assert!(TcpListener::bind("0.0.0.0:0").is_err() && TcpListener::bind("[::]:0").is_err());
+                sockets
+            })
+            .await;
+        for _ in 0..3 {
+            sandbox.0.set_policy(lab.policy(&spec)).await.unwrap();
+            sandbox.0.prove().await.unwrap();
+        }
+        assert!(timeout(Duration::ZERO, sandbox.0.broken()).await.is_err());
+        sandbox.run(intrude).await;
+        let changed = sandbox.0.set_policy(lab.policy(&spec)).await;
+        assert!(matches!(changed, Err(GateError::Unproven(_))), "{changed:?}");
+        drop(taken);
     });
 }
 

@@ -158,6 +158,56 @@ fn what_listens_in_the_sandbox_does_not_take_the_dead_daemons_place() {
 }
 
 #[test]
+fn what_is_bound_while_no_daemon_is_there_does_not_keep_the_next_one_out() {
+    lab::run(|lab| async move {
+        let (daemon, inside) = Daemon::start(&lab.node);
+        daemon.kill();
+        let taken = inside
+            .run(|| {
+                // As nobody inside has it over the namespace.
+                let none = rustix::thread::CapabilitySet::empty();
+                let none =
+                    rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+                rustix::thread::set_capabilities(None, none).unwrap();
+                for port in 1..15 {
+                    for address in ["0.0.0.0", "::", "127.0.0.1", "::1"] {
+                        assert_eq!(kind(TcpListener::bind((address, port))), ErrorKind::PermissionDenied);
+                        assert_eq!(kind(UdpSocket::bind((address, port))), ErrorKind::PermissionDenied);
+                    }
+                }
+                // What a name server does.
+                let address = |port| ["::", "0.0.0.0"].map(|address| (address, port));
+                let streams: Vec<_> = address(53).map(TcpListener::bind).into_iter().flatten().collect();
+                let datagrams: Vec<_> = address(53).map(UdpSocket::bind).into_iter().flatten().collect();
+                assert!(!streams.is_empty() && !datagrams.is_empty());
+                (TcpListener::bind("0.0.0.0:15").unwrap(), streams, datagrams)
+            })
+            .unwrap();
+        let gate = lab::start_gate("restarting").await;
+        let namespace: OwnedFd = inside.as_fd().try_clone_to_owned().unwrap();
+        let request = lab.request(&allow(&ENTRIES));
+        let sandbox = Sandbox(gate.adopt(namespace, request).await.unwrap());
+        let github = |address: &str| [address.parse::<std::net::IpAddr>().unwrap()];
+        assert_eq!(sandbox.lookup("api.github.com").await, github("140.82.112.5"));
+        assert_eq!(sandbox.lookup_v6("api.github.com").await, github("2606:50c0:8000::154"));
+        for server in ["8.8.8.8:53", "[2001:4860:4860::8888]:53"] {
+            let (_, found) = sandbox.resolve("api.github.com", RecordType::A, server).await;
+            assert_eq!(found, github("140.82.112.5"));
+        }
+        for target in [GITHUB, GITHUB_V6] {
+            sandbox.get(target, "api.github.com").await.unwrap();
+        }
+        sandbox.0.prove().await.unwrap();
+        assert_eq!(kind(sandbox.connect("8.8.8.8:53").await), ConnectionRefused);
+        assert_eq!(
+            kind(taken.2[0].set_nonblocking(true).and_then(|()| taken.2[0].recv(&mut [0]))),
+            ErrorKind::WouldBlock
+        );
+        sandbox.0.detach().await;
+    });
+}
+
+#[test]
 fn the_next_daemon_adopts_the_sandbox_and_everything_passes_again() {
     lab::run(|lab| async move {
         let (daemon, inside) = Daemon::start(&lab.node);

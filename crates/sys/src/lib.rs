@@ -5,6 +5,7 @@ pub mod mount;
 pub mod net;
 pub mod netns;
 pub mod process;
+pub mod raw_udp;
 pub mod seccomp;
 pub mod spare;
 pub mod spawn;

@@ -72,7 +72,7 @@ fn rules_that_are_gone_are_noticed_when_a_name_is_bound_and_others_go_on() {
 fn ask(is_stream: bool) -> io::Result<u8> {
     use std::{
         io::{Read, Write},
-        net::{SocketAddr, TcpStream},
+        net::{SocketAddr, TcpStream, UdpSocket},
     };
 
     let query =
