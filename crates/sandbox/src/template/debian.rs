@@ -1,4 +1,4 @@
-//! `base` and `python`: made by mmdebstrap from the package sources that the machine itself uses.
+//! The built-in templates but `host`: made by mmdebstrap from the package sources that the machine itself uses.
 
 use std::{
     collections::VecDeque,
@@ -16,8 +16,11 @@ use super::{
 
 const PROGRAM: &str = "mmdebstrap";
 
-/// What is in both: a shell to work in, downloads that can be verified, and tools to look around.
+/// What is in all of them: a shell to work in, downloads that can be verified, and tools to look around.
 const COMMON: &[&str] = &["ca-certificates", "curl", "less", "procps"];
+
+const PYTHON: &[&str] = &["python3", "python3-pip", "python3-venv"];
+const NODE: &[&str] = &["nodejs", "npm"];
 
 /// Parts of packages that nobody reads in a sandbox.
 const LEFT_OUT: &[&str] =
@@ -43,8 +46,10 @@ pub(super) fn build(
     let release = os_release("VERSION_CODENAME").ok_or_else(|| TemplateError::NoSources(distribution()))?;
     let sources = sources(&release, dir)?;
     let packages = match builtin {
-        Builtin::Python => [COMMON, &["python3", "python3-pip", "python3-venv"]].concat(),
-        _ => [COMMON, &["git", "jq"]].concat(),
+        Builtin::Host | Builtin::Base => [COMMON, &["git", "jq"]].concat(),
+        Builtin::Python => [COMMON, PYTHON].concat(),
+        Builtin::Node => [COMMON, NODE].concat(),
+        Builtin::McpServer => [COMMON, PYTHON, NODE].concat(),
     };
     let mut arguments = vec![
         "--variant=minbase".to_owned(),

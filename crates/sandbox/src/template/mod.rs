@@ -42,11 +42,15 @@ pub enum Builtin {
     Base,
     /// As [`Self::Base`], with Python instead of `git`.
     Python,
+    /// The same with Node.js, npm and npx.
+    Node,
+    /// With both: what servers of the Model Context Protocol are written in.
+    McpServer,
 }
 
 impl Builtin {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Host, Self::Base, Self::Python];
+    pub const ALL: [Self; 5] = [Self::Host, Self::Base, Self::Python, Self::Node, Self::McpServer];
 
     /// The template's name.
     pub fn name(self) -> &'static str {
@@ -54,6 +58,8 @@ impl Builtin {
             Self::Host => "host",
             Self::Base => "base",
             Self::Python => "python",
+            Self::Node => "node",
+            Self::McpServer => "mcp-server",
         }
     }
 
@@ -180,7 +186,7 @@ impl Templates {
         };
         self.make(builtin.name(), kind, source, |dir| match builtin {
             Builtin::Host => host::build(&dir.join(ROOTFS)),
-            Builtin::Base | Builtin::Python => debian::build(builtin, dir, &dir.join(ROOTFS), progress),
+            Builtin::Base | Builtin::Python | Builtin::Node | Builtin::McpServer => debian::build(builtin, dir, &dir.join(ROOTFS), progress),
         })
     }
 
