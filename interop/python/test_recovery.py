@@ -8,6 +8,7 @@ import pathlib
 import time
 
 import conftest
+import machine
 import probes
 import streams
 from conftest import command, create
@@ -67,6 +68,67 @@ def test_h163_nothing_passes_while_the_daemon_is_dead_and_the_next_one_adopts(fr
     match = lambda events: [e for e in events if e["type"] == "egress_blocked" and e.get("port") == 4163]
     [event] = match(lab.wait_for_events(box, match))
     assert (event["address"], event["reason"], event["count"], event["generation"]) == ("185.199.109.66", "default_deny", 1, 1), event
+
+
+#: Takes the port of name servers at all addresses as soon as it can, as one that is started again and again does; and tries
+#: to take what the daemon listens on.
+NAME_SERVER = """
+import socket, time
+held = []
+def take(port, kind):
+    server = socket.socket(socket.AF_INET6, kind)
+    server.bind(("::", port))
+    held.append(server)
+    if kind == socket.SOCK_STREAM:
+        server.listen()
+while True:
+    try:
+        take(53, socket.SOCK_DGRAM)
+        break
+    except OSError:
+        time.sleep(0.01)
+take(53, socket.SOCK_STREAM)
+taken = []
+for port in range(1, 16):
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        try:
+            take(port, kind)
+            taken.append(str(port))
+        except PermissionError:
+            pass
+open("/tmp/taking", "w").write(" ".join(taken))
+import os
+os.rename("/tmp/taking", "/tmp/taken")
+time.sleep(1000)
+"""
+
+
+def test_what_takes_the_daemons_ports_while_it_is_dead_keeps_the_next_one_from_nothing(fragile):
+    process, lab = fragile
+    box = create(lab, network={"allow_out": ["allowed.test"]})
+    lab.request(
+        "PUT", f"/sandboxes/{box}/files/raw?path=/tmp/server.py", raw=NAME_SERVER.encode(),
+        headers={"Content-Type": "application/octet-stream"},
+    )
+    command(lab, box, "python3 /tmp/server.py", background=True, user="root")
+    taken = machine.root_of(box) / "tmp" / "taken"
+    process.kill_daemon()
+    deadline = time.monotonic() + conftest.PATIENCE
+    while not taken.exists():
+        assert time.monotonic() < deadline, "port 53 is not free while no daemon is there"
+        time.sleep(0.01)
+    # Of the first fifteen, the last alone is anybody's.
+    assert taken.read_text() == "15 15"
+    process.restart_daemon()
+    status, info = lab.request("GET", f"/sandboxes/{box}")
+    assert status == 200 and info["state"] == "running", info
+    for lookup in ("getent ahostsv4 allowed.test", "RES_OPTIONS=use-vc getent ahostsv4 allowed.test"):
+        assert ALLOWED in command(lab, box, lookup)["stdout"], lookup
+    answer = command(lab, box, f"python3 -c \"import socket; socket.create_connection(('{ALLOWED}', 80), 5)\"")
+    assert answer["exit_code"] == 0, answer
+    # And its policy can be replaced, which is tried from inside.
+    assert lab.request("PUT", f"/sandboxes/{box}/network", {"allow_out": ["sib.test"]})[0] == 200
+    assert command(lab, box, "getent ahostsv4 allowed.test")["stdout"].split()[0].startswith("198.18.")
 
 
 def test_a_timeout_is_kept_across_a_restart(fragile):
