@@ -300,7 +300,7 @@ def test_g156_a_container_inside_would_be_filtered_like_everything_else(lab, san
             return client.recv(12).decode()
         say([outcome(lambda: reach(*target)) for target in TARGETS])
         """
-    refused = [("169.254.169.254", 4700), (node, 9100), ("100.80.0.9", 4701), ("10.1.2.3", 4702), ("fd00:ec2::254", 4703)]
+    refused = [("169.254.169.254", 4700), (node, 9100), ("100.95.200.9", 4701), ("10.1.2.3", 4702), ("fd00:ec2::254", 4703)]
     targets = [*refused, (ALLOWED, 8084)]
     program = host_network.replace("TARGETS", repr(targets))
     with nothing_reaches(lab, box, but=lambda line: (line["destination"], line.get("port")) == (ALLOWED, 8084)):
