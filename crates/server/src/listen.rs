@@ -269,3 +269,39 @@ async fn answer(
         tracing::debug!(error, "connection ended");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// For how long a connection is open on which a client sends this and then nothing.
+    async fn open_for(sent: &[u8]) -> Duration {
+        let (mut client, server) = duplex(64 << 10);
+        let (graceful, place) = (GracefulShutdown::new(), Room::new(1).place().await.unwrap());
+        let (begun, place) = (Instant::now(), Arc::new(place));
+        client.write_all(sent).await.unwrap();
+        let reading = async { while matches!(client.read(&mut [0; 4096]).await, Ok(1..)) {} };
+        let both = async { tokio::join!(answer(server, Router::new(), graceful.watcher(), &place), reading) };
+        timeout(HEAD_DEADLINE * 10, both).await.expect("it is closed");
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_client_that_asks_for_nothing_is_waited_for_without_end() {
+        for silent in [b"".as_slice(), b"P", b"PRI * HTTP/2.0\r\n\r\n"] {
+            assert_eq!(open_for(silent).await.as_secs(), OPENING_DEADLINE.as_secs());
+        }
+        // Whoever has begun has the time for a head, and one that has asked may ask again in that time.
+        for begun in [b"GET / HT".as_slice(), b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"] {
+            assert_eq!(open_for(begun).await.as_secs(), HEAD_DEADLINE.as_secs());
+        }
+        // A peer that speaks HTTP/2 and answers no ping is gone.
+        let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        assert!(open_for(http2).await <= PING_EVERY + PING_DEADLINE);
+    }
+}
