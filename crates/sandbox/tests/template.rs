@@ -136,7 +136,22 @@ fn a_failed_import_leaves_neither_a_template_nor_remains() {
 fn names_that_are_paths_or_taken_are_refused() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let templates = Templates::open(dir.path()).expect("templates");
-    for name in ["", ".", "..", "../x", "a/b", ".hidden", "Large", "host", "base", "python", "node", "mcp-server", "tpl-x", "ä"] {
+    for name in [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        ".hidden",
+        "Large",
+        "host",
+        "base",
+        "python",
+        "node",
+        "mcp-server",
+        "tpl-x",
+        "ä",
+    ] {
         let refused = templates.import(name, Path::new("/nonexistent"), &mut |_| ());
         assert!(matches!(refused, Err(TemplateError::Name(_))), "{name}: {refused:?}");
         assert!(templates.get(name).is_err(), "{name}");

@@ -182,11 +182,15 @@ impl Templates {
         let kind = if builtin == Builtin::Host { TemplateKind::Host } else { TemplateKind::Rootfs };
         let source = match builtin {
             Builtin::Host => "this machine".to_owned(),
-            Builtin::Base | Builtin::Python => format!("packages of {}", debian::distribution()),
+            Builtin::Base | Builtin::Python | Builtin::Node | Builtin::McpServer => {
+                format!("packages of {}", debian::distribution())
+            }
         };
         self.make(builtin.name(), kind, source, |dir| match builtin {
             Builtin::Host => host::build(&dir.join(ROOTFS)),
-            Builtin::Base | Builtin::Python | Builtin::Node | Builtin::McpServer => debian::build(builtin, dir, &dir.join(ROOTFS), progress),
+            Builtin::Base | Builtin::Python | Builtin::Node | Builtin::McpServer => {
+                debian::build(builtin, dir, &dir.join(ROOTFS), progress)
+            }
         })
     }
 
