@@ -126,3 +126,19 @@ fn new_table(header: &[&str]) -> Table {
     table.set_header(header);
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_of_the_table_are_as_wide_as_each_other_with_colours_and_without() {
+        let attempt =
+            |reached: bool, what: &str| json!({ "reached": reached, "what": what, "happened": what });
+        let table = attempts_table(&[attempt(true, "one"), attempt(false, "another one")], &[]).to_string();
+        assert!(table.contains('\u{1b}'), "there are colours");
+        let plain = anstream::adapter::strip_str(&table).to_string();
+        let widths: Vec<_> = plain.lines().map(|line| line.chars().count()).collect();
+        assert!(widths.iter().all(|width| Some(width) == widths.first()), "{widths:?}\n{plain}");
+    }
+}
