@@ -108,14 +108,12 @@ fn resolver_datagrams() -> Result<(u16, [Datagrams; 2]), GateError> {
 }
 
 /// Makes loopback the default route for whatever is not wired anywhere, or not any more: it stays inside, whatever
-/// the rules say.
+/// the rules say. Every destination is a local one then, as it has to be for what turns round to the daemon.
 fn route_to_loopback(connection: &mut Connection) -> Result<(), netns::Error> {
     for (destination, source) in everything().into_iter().zip(own_addresses()) {
-        // IPv6 takes a route to loopback for a refusal unless it is a local one. The filter decides in any case.
-        let kind = if source.is_ipv4() { RouteKind::Unicast } else { RouteKind::Local };
         connection.set_route(&Route {
             source: Some(source),
-            kind,
+            kind: RouteKind::Local,
             metric: Some(LOOPBACK_METRIC),
             ..Route::direct(destination, LinkIndex::LOOPBACK)
         })?;

@@ -73,7 +73,7 @@ impl Ruleset<'_> {
             .add_chain(&table, &Chain::regular("refuse"))
             .add_chain(&table, &Chain::regular("report"))
             .add_chain(&table, &Chain::regular("quiet"))
-            .add_chain(&table, &hook("output", ChainType::Route, Hook::Output, priority::MANGLE))
+            .add_chain(&table, &hook("output", self.output_type(), Hook::Output, priority::MANGLE))
             .add_chain(&table, &hook("prerouting", ChainType::Filter, Hook::Prerouting, priority::MANGLE))
             // An address that does not leave this namespace: the uplink would drop it, and nobody would be told.
             .add_rule(&table, "permit", V4::rule().oifname(WIRE).saddr(SANDBOX_V4).goto("refuse"))
@@ -124,6 +124,12 @@ impl Ruleset<'_> {
             &name,
             ranges.chain([F::loopback()]),
         );
+    }
+
+    /// What is marked has to be routed again where it would leave by a wire. Without one it has the right route already,
+    /// and looking for it costs each packet more than all of these rules.
+    fn output_type(&self) -> ChainType {
+        if self.slot.is_some() { ChainType::Route } else { ChainType::Filter }
     }
 
     fn output(&self, batch: &mut Batch, table: &Table) {
