@@ -72,24 +72,29 @@ impl InitClient {
             }
             other => protocol(other),
         })?);
-        let connect = async {
-            let mut stream = connect(&self.socket).await?;
-            stream.write_all(&opening).await?;
-            Ok(stream)
-        };
         // What was asked just before a pause waits for its end: given up, it could be done then and asked for twice.
+        let connected =
+            self.running_time.timeout(GREETING, connect(&self.socket)).await.ok_or_else(silent)?;
+        self.open(connected.map_err(unreachable)?, &opening, needed).await
+    }
+
+    /// Says what is wanted, and hears whether init knows that.
+    async fn open(
+        &self,
+        mut stream: UnixStream,
+        opening: &[u8],
+        needed: u16,
+    ) -> Result<Connection, SandboxError> {
         let time = &self.running_time;
-        let stream = time
-            .timeout(GREETING, connect)
-            .await
-            .ok_or_else(silent)?
-            .map_err(|error: io::Error| SandboxError::InitUnreachable(error.to_string()))?;
+        // An init that has no room for it says so and closes, without having read it.
+        let written = time.timeout(GREETING, stream.write_all(opening)).await.ok_or_else(silent)?;
         let (reader, writer) = stream.into_split();
         let mut connection = Connection {
             frames: Frames { reader, buffer: FrameBuffer::default() },
             input: Input { writer, bulk: false },
         };
-        match time.timeout(GREETING, connection.frames.next()).await.ok_or_else(silent)?? {
+        let answer = time.timeout(GREETING, connection.frames.next()).await.ok_or_else(silent)?;
+        match answer.or_else(|error| Err(written.err().map_or(error, unreachable)))? {
             // It cannot have begun: it does not know the request.
             InitFrame::Hello(Hello { version: VERSION, revision }) if revision < needed => {
                 Err(SandboxError::InitTooOld)
@@ -251,6 +256,10 @@ fn protocol(error: init_protocol::CodecError) -> SandboxError {
     SandboxError::InitUnreachable(error.to_string())
 }
 
+fn unreachable(error: io::Error) -> SandboxError {
+    SandboxError::InitUnreachable(error.to_string())
+}
+
 fn silent() -> SandboxError {
     SandboxError::InitUnreachable(format!("no answer in {} s", GREETING.as_secs()))
 }
@@ -334,6 +343,28 @@ mod tests {
         let (second, accepted) = tokio::join!(connect(&client.socket), async { listener.accept() });
         assert!(second.is_ok() && accepted.is_ok());
         drop(first);
+    }
+
+    #[tokio::test]
+    async fn an_init_that_refuses_before_it_has_read_what_is_wanted_is_heard() {
+        let client = InitClient::new("/nowhere".into());
+        let closed_after = async |frames: &[InitFrame]| {
+            let (ours, mut theirs) = UnixStream::pair().expect("sockets");
+            for frame in frames {
+                theirs.write_all(&encode(frame).expect("frame")).await.expect("write");
+            }
+            drop(theirs);
+            ours
+        };
+        let busy =
+            InitFrame::Failed(init_protocol::Failure::new(init_protocol::FailureKind::Busy, "it is full"));
+        let refusing = closed_after(&[InitFrame::Hello(Hello::CURRENT), busy]).await;
+        let mut connection = client.open(refusing, b"opening", 0).await.expect("it has said hello");
+        let refused = connection.frames.next().await;
+        assert!(matches!(&refused, Err(SandboxError::Limit(_))), "{refused:?}");
+        // One that says nothing before it closes is none.
+        let refused = client.open(closed_after(&[]).await, b"opening", 0).await.err();
+        assert!(matches!(refused, Some(SandboxError::InitUnreachable(_))), "{refused:?}");
     }
 
     /// An init that answers with frames until nobody wants them.
