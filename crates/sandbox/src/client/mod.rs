@@ -94,7 +94,7 @@ impl InitClient {
             input: Input { writer, bulk: false },
         };
         let answer = time.timeout(GREETING, connection.frames.next()).await.ok_or_else(silent)?;
-        match answer.or_else(|error| Err(written.err().map_or(error, unreachable)))? {
+        match answer.map_err(|error| written.err().map_or(error, unreachable))? {
             // It cannot have begun: it does not know the request.
             InitFrame::Hello(Hello { version: VERSION, revision }) if revision < needed => {
                 Err(SandboxError::InitTooOld)
