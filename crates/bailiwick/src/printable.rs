@@ -92,11 +92,14 @@ fn harmless(text: &str) -> String {
     out
 }
 
-/// How long the sequence for colours is that `text` begins with (SGR: ECMA-48, section 8.3.117).
+/// How long the sequence for colours is that `text` begins with (SGR: ECMA-48, section 8.3.117), or that to erase the rest of
+/// the line (EL: section 8.3.41), which programs write after each colour.
 fn colour(text: &str) -> Option<usize> {
     let parameters = text.strip_prefix("\u{1b}[")?;
     let end = parameters.find(|c| !is_parameter(c))?;
-    (end + 3 <= LONGEST_COLOUR && parameters.get(end..)?.starts_with('m')).then_some(end + 3)
+    let (parameters, command) = parameters.split_at_checked(end)?;
+    let is_harmless = command.starts_with('m') || command.starts_with('K') && matches!(parameters, "" | "0");
+    (end + 3 <= LONGEST_COLOUR && is_harmless).then_some(end + 3)
 }
 
 #[cfg(test)]
@@ -122,6 +125,8 @@ mod tests {
         for (printed, shown) in [
             ("größe\t1\r\n", "größe\t1\r\n"),
             ("\u{1b}[1;38:5:9mred\u{1b}[m", "\u{1b}[1;38:5:9mred\u{1b}[m"),
+            ("\u{1b}[01;31m\u{1b}[Kmatch\u{1b}[m\u{1b}[0K", "\u{1b}[01;31m\u{1b}[Kmatch\u{1b}[m\u{1b}[0K"),
+            ("\u{1b}[1K\u{1b}[2K", "\u{fffd}[1K\u{fffd}[2K"),
             // The clipboard, a title, the cursor, a question, a device's string, a reset.
             ("\u{1b}]52;c;eA==\u{7}", "\u{fffd}]52;c;eA==\u{fffd}"),
             ("\u{1b}]0;title\u{1b}\\", "\u{fffd}]0;title\u{fffd}\\"),

@@ -199,7 +199,7 @@ impl Member {
         let was_laid = wire.is_laid;
         let wants = next.policy.topology() == Topology::Wire;
         // What the uplink lets through meanwhile is what both the old rules inside and the new ones outside permit.
-        let changed = if wants { self.lay(shared, wire, next, &node) } else { Ok(()) };
+        let changed = if wants { self.lay_for(shared, wire, next, &node) } else { Ok(()) };
         if let Err(error) = changed.and_then(|()| self.sandbox.enforce(next, wire.slot, &node)) {
             self.step_back(shared, wire, was_laid, &before);
             return Err(error);
@@ -265,6 +265,22 @@ impl Member {
             let cut = shared.cut(slot, |uplink| uplink.cut(slot));
             cut.unwrap_or_else(|error| self.complain(&error));
         }
+    }
+
+    /// Lays a wire that is not there yet, under rules that reckon with one: what goes to the daemon must not leave by it.
+    fn lay_for(
+        &self,
+        shared: &Arc<Shared>,
+        wire: &mut Wire,
+        next: &InForce,
+        node: &Node,
+    ) -> Result<(), GateError> {
+        if wire.slot.is_none() && wire.made_for.is_some() {
+            let slot = *wire.slot.insert(shared.reserve_slot(&self.sandbox)?);
+            let now = self.sandbox.force().now.clone();
+            self.sandbox.enforce(&over_floor(&now, &node.floor), Some(slot), node)?;
+        }
+        self.lay(shared, wire, next, node)
     }
 
     fn lay(

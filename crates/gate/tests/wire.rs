@@ -6,6 +6,10 @@ mod lab;
 use std::{
     io::{self, ErrorKind::ConnectionRefused, ErrorKind::PermissionDenied, Read, Write},
     net::{IpAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use netns::Connection;
@@ -215,6 +219,40 @@ fn a_connection_through_the_proxy_lives_on_when_the_wire_comes_and_goes() {
             });
         }
         assert!(lab.events(&sandbox).await.iter().all(|event| event.kind == "egress_allowed"));
+    });
+}
+
+#[test]
+fn names_are_resolved_and_connected_to_while_the_first_wire_comes() {
+    lab::run(|lab| async move {
+        for _ in 0..5 {
+            let sandbox = lab.allowing(&["api.github.com"]).await;
+            sandbox.lookup("api.github.com").await;
+            let done = Arc::new(AtomicBool::new(false));
+            let until = Arc::clone(&done);
+            let busy = sandbox.run(move || {
+                let query = lab::query("api.github.com", hickory_proto::rr::RecordType::A);
+                let mut tries = 0;
+                // And once more when it is there.
+                let mut is_last = false;
+                while !std::mem::replace(&mut is_last, until.load(Ordering::SeqCst)) {
+                    let reply = lab::datagram("8.8.8.8:53".parse().unwrap(), &query).unwrap();
+                    assert_eq!(lab::read_reply(&reply).1.len(), 1);
+                    drop(lab::connect("140.82.112.5:7777".parse().unwrap()).unwrap());
+                    tries += 1;
+                }
+                tries
+            });
+            let change = async {
+                sandbox.set_policy(&lab, &allow(&["api.github.com", "10.1.2.3"])).await;
+                done.store(true, Ordering::SeqCst);
+            };
+            let (tries, ()) = tokio::join!(busy, change);
+            assert!(tries > 1);
+            let events = lab.events(&sandbox).await;
+            assert!(events.iter().all(|event| event.kind != "egress_blocked"), "{events:?}");
+            sandbox.0.detach().await;
+        }
     });
 }
 

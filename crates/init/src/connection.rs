@@ -1,6 +1,7 @@
 //! One connection: greeting, one request, its answer.
 
 use std::io::{self, IoSlice, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
@@ -183,13 +184,20 @@ impl Connection {
         let mut left = length;
         while left > 0 {
             match splice(pipe.as_fd(), None, &self.socket, None, left, SpliceFlags::empty()) {
-                Ok(0) => return Err(lost(io::ErrorKind::WriteZero.into())),
+                Ok(0) => return Err(self.cut_short(io::ErrorKind::WriteZero.into())),
                 Ok(count) => left = left.saturating_sub(count),
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(lost(error.into())),
+                Err(error) => return Err(self.cut_short(error.into())),
             }
         }
         Ok(())
+    }
+
+    /// A frame was begun and cannot be completed: nothing may follow, or it would be taken for the frame's bytes.
+    fn cut_short(&self, error: io::Error) -> Failure {
+        // One that is closed already needs no closing.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        lost(error)
     }
 
     /// Puts bytes, at most [`Self::chunk`] of them, where [`Self::flush`] and [`Self::flush_some`] find them.

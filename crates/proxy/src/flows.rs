@@ -34,6 +34,8 @@ pub struct Flows {
     half_open: AtomicUsize,
     bytes: Bytes,
     pipes: Arc<pipes::Share>,
+    /// Held by the one request that waits until it may follow; the others stand in line behind it.
+    asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -234,6 +236,7 @@ impl Entry {
 
     /// Waits until another request may follow.
     pub(crate) async fn wait_to_ask(&self, rate: &Rate) {
+        let _first = self.flows.asking.lock().await;
         loop {
             let wait = self.flows.table.lock().requests.take_or_wait(rate, 1, Instant::now());
             let Some(wait) = wait else { return };

@@ -297,10 +297,7 @@ fn append(to: &mut Vec<u8>, truncated: &mut bool, kept: &mut Kept, data: &[u8]) 
         return;
     }
     let room = MAX_OUTPUT.saturating_sub(to.len()).min(data.len());
-    if kept.grow(room) {
-        to.extend_from_slice(data.get(..room).unwrap_or_default());
-        *truncated = room < data.len();
-    } else {
-        *truncated = true;
-    }
+    let room = kept.grow(room);
+    to.extend_from_slice(data.get(..room).unwrap_or_default());
+    *truncated = room < data.len();
 }

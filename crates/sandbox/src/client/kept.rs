@@ -8,6 +8,9 @@ use parking_lot::Mutex;
 /// been answered. No sandbox gets more of them than are free.
 pub const OUTPUT_BUDGET: usize = 512 << 20;
 
+/// Bytes of its output that every command has beside them: however much others print, what most commands say is whole.
+const FOR_EACH: usize = 64 << 10;
+
 /// What is set apart in this process.
 static BUDGET: Budget = Budget::new(OUTPUT_BUDGET);
 
@@ -38,7 +41,7 @@ impl Default for Share {
 impl Share {
     /// Room for the output of one command; none yet.
     pub(crate) fn room(&self) -> Kept {
-        Kept { of: Some(self.clone()), bytes: 0 }
+        Kept { of: Some(self.clone()), outside: 0, bytes: 0 }
     }
 }
 
@@ -46,23 +49,25 @@ impl Share {
 #[derive(Debug, Default)]
 pub struct Kept {
     of: Option<Share>,
+    /// How much it has of what every command has.
+    outside: usize,
     bytes: usize,
 }
 
 impl Kept {
-    /// Takes room for so many more bytes. `false`, and nothing is taken, when there is too little.
-    pub(super) fn grow(&mut self, bytes: usize) -> bool {
-        let Some(share) = &self.of else { return false };
+    /// Takes room for so many more bytes, or for as many as there is room for. Gives how many that are.
+    pub(super) fn grow(&mut self, bytes: usize) -> usize {
+        let Some(share) = &self.of else { return 0 };
+        let outside = bytes.min(FOR_EACH.saturating_sub(self.outside));
+        self.outside += outside;
         let mut free = share.budget.free.lock();
         let mut held = share.held.lock();
-        let more = held.saturating_add(bytes);
-        if more > *free {
-            return false;
-        }
-        *held = more;
-        *free -= bytes;
-        self.bytes += bytes;
-        true
+        // What it holds with these is no more than what is free without them.
+        let inside = (bytes - outside).min(free.saturating_sub(*held));
+        *held += inside;
+        *free -= inside;
+        self.bytes += inside;
+        outside + inside
     }
 }
 
@@ -85,16 +90,17 @@ mod tests {
         let sandbox = || Share { budget: &SMALL, held: Arc::default() };
         let (greedy, modest) = (sandbox(), sandbox());
         let (mut first, mut second) = (greedy.room(), greedy.room());
-        assert!(first.grow(300) && second.grow(200));
-        assert!(!second.grow(1), "as much as is free");
+        assert_eq!([&mut first, &mut second].map(|room| room.grow(FOR_EACH)), [FOR_EACH; 2]);
+        assert_eq!((first.grow(500), second.grow(600)), (500, 0), "as much as is free");
         let mut other = modest.room();
-        assert!(other.grow(250) && !other.grow(1));
-        assert!(!first.grow(1));
-        assert_eq!(*SMALL.free.lock(), 250);
+        assert_eq!(other.grow(FOR_EACH + 300), FOR_EACH + 300);
+        assert_eq!((other.grow(300), first.grow(1)), (0, 0));
+        assert_eq!(modest.room().grow(100), 100, "every command has some");
+        assert_eq!(*SMALL.free.lock(), 200);
         drop((first, second));
-        assert!(other.grow(200) && !other.grow(200));
+        assert_eq!(other.grow(500), 400, "what there is room for");
         drop(other);
         assert_eq!(*SMALL.free.lock(), 1000);
-        assert!(!Kept::default().grow(1));
+        assert_eq!(Kept::default().grow(1), 0);
     }
 }

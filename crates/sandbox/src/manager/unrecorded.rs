@@ -49,7 +49,7 @@ impl Manager {
             ..SandboxFilter::default()
         };
         let sandboxes = self.inner.config.store.sandboxes();
-        let mut recorded = Vec::new();
+        let (mut recorded, mut failed) = (Vec::new(), None);
         for listed in sandboxes.list(&filter).await?.sandboxes {
             if self.lives(&listed.id) {
                 continue;
@@ -58,11 +58,17 @@ impl Manager {
             if let Some(mut record) = sandboxes.get(&listed.id).await?
                 && self.correct(&mut record)
             {
-                sandboxes.put(&record).await?;
-                recorded.push(record.id);
+                match sandboxes.put(&record).await {
+                    Ok(()) => recorded.push(record.id),
+                    // The others may be smaller.
+                    Err(error) => failed = Some(error),
+                }
             }
         }
-        Ok(recorded)
+        match failed {
+            None => Ok(recorded),
+            Some(error) => Err(error.into()),
+        }
     }
 
     /// Makes a record that was read from the store say that the sandbox has ended, if it says alive of one that is not.

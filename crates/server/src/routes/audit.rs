@@ -17,7 +17,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(events))
 }
 
-/// Lists what was recorded of a sandbox, oldest first; of a killed one too, as long as events are kept.
+/// Lists what was recorded of a sandbox, oldest first; of a killed one too, as long as it is kept.
 ///
 /// Everything that was recorded before the request is there.
 #[utoipa::path(
