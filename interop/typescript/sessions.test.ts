@@ -111,7 +111,7 @@ test("killing a command with pipes says whether it was there to kill", async () 
 });
 
 test("a session that is wrong or not there is refused by name", async () => {
-  await refused(box.pty.create({ size: { cols: 0, rows: 24 } }), InvalidArgumentError, /size\.cols/);
+  await refused(box.pty.create({ size: { cols: 100_000, rows: 24 } }), InvalidArgumentError, /size\.cols/);
   await refused(box.pty.resize(4_194_303, { cols: 80, rows: 24 }), NotFoundError, /4194303/);
   await refused(box.pty.sendStdin(4_194_303, "x"), NotFoundError, /4194303/);
   await refused(box.stdio.start("cat", { user: "nobody-here" }), InvalidArgumentError, /nobody-here/);
