@@ -199,7 +199,7 @@ impl Member {
         let was_laid = wire.is_laid;
         let wants = next.policy.topology() == Topology::Wire;
         // What the uplink lets through meanwhile is what both the old rules inside and the new ones outside permit.
-        let changed = if wants { self.lay_for(shared, wire, next, &node) } else { Ok(()) };
+        let changed = if wants { self.lay(shared, wire, next, &node) } else { Ok(()) };
         if let Err(error) = changed.and_then(|()| self.sandbox.enforce(next, wire.slot, &node)) {
             self.step_back(shared, wire, was_laid, &before);
             return Err(error);
@@ -267,22 +267,6 @@ impl Member {
         }
     }
 
-    /// Lays a wire that is not there yet, under rules that reckon with one: what goes to the daemon must not leave by it.
-    fn lay_for(
-        &self,
-        shared: &Arc<Shared>,
-        wire: &mut Wire,
-        next: &InForce,
-        node: &Node,
-    ) -> Result<(), GateError> {
-        if wire.slot.is_none() && wire.made_for.is_some() {
-            let slot = *wire.slot.insert(shared.reserve_slot(&self.sandbox)?);
-            let now = self.sandbox.force().now.clone();
-            self.sandbox.enforce(&over_floor(&now, &node.floor), Some(slot), node)?;
-        }
-        self.lay(shared, wire, next, node)
-    }
-
     fn lay(
         &self,
         shared: &Arc<Shared>,
@@ -292,7 +276,15 @@ impl Member {
     ) -> Result<(), GateError> {
         let slot = match wire.slot {
             Some(slot) => slot,
-            None => *wire.slot.insert(shared.reserve_slot(&self.sandbox)?),
+            None => {
+                let slot = *wire.slot.insert(shared.reserve_slot(&self.sandbox)?);
+                if wire.made_for.is_some() {
+                    // Rules that reckon with a wire come before it: what goes to the daemon must not leave by it.
+                    let now = self.sandbox.force().now.clone();
+                    self.sandbox.enforce(&over_floor(&now, &node.floor), Some(slot), node)?;
+                }
+                slot
+            }
         };
         let carries = Carries { view: next.policy.kernel(), ipv6: node.ipv6 };
         if wire.is_laid {
