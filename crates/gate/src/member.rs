@@ -276,20 +276,17 @@ impl Member {
     ) -> Result<(), GateError> {
         let slot = match wire.slot {
             Some(slot) => slot,
-            None => {
-                let slot = *wire.slot.insert(shared.reserve_slot(&self.sandbox)?);
-                if wire.made_for.is_some() {
-                    // Rules that reckon with a wire come before it: what goes to the daemon must not leave by it.
-                    let now = self.sandbox.force().now.clone();
-                    self.sandbox.enforce(&over_floor(&now, &node.floor), Some(slot), node)?;
-                }
-                slot
-            }
+            None => *wire.slot.insert(shared.reserve_slot(&self.sandbox)?),
         };
         let carries = Carries { view: next.policy.kernel(), ipv6: node.ipv6 };
         if wire.is_laid {
             shared.with_uplink(|uplink| uplink.set_rules(slot, carries))
         } else {
+            if wire.made_for.is_some() {
+                // Rules that reckon with a wire come before it: what goes to the daemon must not leave by it.
+                let now = self.sandbox.force().now.clone();
+                self.sandbox.enforce(&over_floor(&now, &node.floor), Some(slot), node)?;
+            }
             shared.connect(slot, &self.sandbox, carries)?;
             wire.is_laid = true;
             Ok(())
