@@ -79,7 +79,9 @@ class Lab:
 
     @staticmethod
     def _lines(path: pathlib.Path) -> list[dict]:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        # As bytes: what reached the world may have characters that end a line for Python alone. A last line that is
+        # being written is for the next time.
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
     def sink_lines(self) -> list[dict]:
         """Everything that reached the world so far."""

@@ -185,7 +185,7 @@ def test_a_sandbox_lives_and_ends_by_the_command_line(lab, bailiwick):
         bailiwick("sandbox", "exec", waking, "--", "true")
         bailiwick("sandbox", "kill", waking)
 
-        events = bailiwick("sandbox", "logs", box, "--json").stdout.decode().splitlines()
+        events = bailiwick("sandbox", "logs", box, "--json").stdout.split(b"\n")[:-1]
         kinds = [json.loads(event)["type"] for event in events]
         assert kinds[:3] == ["sandbox_created", "sandbox_paused", "sandbox_resumed"], kinds
         assert "sandbox_created" in bailiwick("sandbox", "logs", box).stdout.decode()

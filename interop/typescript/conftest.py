@@ -104,6 +104,6 @@ def run(variables, client, tmp_path_factory):
         skipped = case.find("skipped")
         wrong = failure if failure is not None else skipped
         results[case.attrib["name"]] = None if wrong is None else (wrong.text or wrong.attrib["message"])
-    records = [json.loads(line) for line in called.read_text().splitlines()]
+    records = [json.loads(line) for line in called.read_bytes().split(b"\n")[:-1]]
     methods = {method for record in records for method in record["there"]}
     return Run(results, methods, {name for record in records for name in record["called"]}, done.stdout + done.stderr)

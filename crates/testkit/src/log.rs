@@ -39,6 +39,8 @@ impl Log {
 
     /// All lines so far.
     pub fn lines(&self) -> Result<Vec<serde_json::Value>> {
+        // Nobody writes meanwhile.
+        let _file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let text = std::fs::read_to_string(&*self.path)
             .with_context(|| format!("reading {}", self.path.display()))?;
         text.lines().map(|line| serde_json::from_str(line).context("a log line is not JSON")).collect()
