@@ -94,13 +94,25 @@ pub async fn serve<E: Egress>(
     limits: Limits,
     stop: CancellationToken,
 ) -> io::Result<()> {
+    in_turn(listener, egress, flows, limits, Turns::new(), stop).await
+}
+
+/// As [`serve`], with turns that other listeners on the same thread may have in common.
+pub(crate) async fn in_turn<E: Egress>(
+    listener: TcpListener,
+    egress: Arc<E>,
+    flows: Arc<Flows>,
+    limits: Limits,
+    turns: Turns,
+    stop: CancellationToken,
+) -> io::Result<()> {
     // Accepted sockets inherit it.
     sockopt::set_tcp_nodelay(&listener, true)?;
     if let Err(error) = sys::spare::reserve() {
         tracing::warn!(%error, "there is no descriptor in reserve: connections over the limit have to wait");
     }
     let recorder: Arc<dyn Recorder> = egress.clone();
-    let server = Server { id: flows.unique(), egress, recorder, flows, limits, turns: Turns::new() };
+    let server = Server { id: flows.unique(), egress, recorder, flows, limits, turns };
     tokio::select! {
         () = stop.cancelled() => {}
         () = server.accept(&listener) => {}

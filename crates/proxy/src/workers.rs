@@ -13,7 +13,7 @@ use std::{
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{Egress, Flows, Limits, serve};
+use crate::{Egress, Flows, Limits, serve, turns::Turns};
 
 /// Threads for [`serve`], each with a runtime of its own. A clone is the same threads; they end with the last one.
 ///
@@ -44,14 +44,15 @@ impl Workers {
         Ok(Self { workers: workers.collect::<io::Result<_>>()?, _running: Arc::new(stop.drop_guard()) })
     }
 
-    /// As [`serve`], each listener on a thread of its own as far as there are so many, beginning with those that serve
-    /// the fewest. The listeners must be non-blocking.
+    /// As [`serve`], for the listeners of one sandbox. Those of each group are on threads of their own as far as there are
+    /// so many, beginning with those that serve the fewest; the flows of those on the same thread have their turns in
+    /// common. The listeners must be non-blocking.
     ///
     /// # Errors
     /// When a listener cannot be prepared or registered, or the threads have ended. The others end with it.
     pub async fn serve<E: Egress>(
         &self,
-        listeners: Vec<TcpListener>,
+        groups: Vec<Vec<TcpListener>>,
         egress: Arc<E>,
         flows: Arc<Flows>,
         limits: Limits,
@@ -61,13 +62,17 @@ impl Workers {
         let stop = stop.child_token();
         let _guard = stop.clone().drop_guard();
         let (mut servers, mut counted) = (Vec::new(), Vec::new());
-        for (listener, worker) in listeners.into_iter().zip(self.idlest().cycle()) {
+        let threads: Vec<_> = self.idlest().map(|worker| (worker, Turns::new())).collect();
+        let placed = groups.into_iter().flat_map(|listeners| listeners.into_iter().zip(threads.iter().cycle()));
+        for (listener, (worker, turns)) in placed {
             counted.push(Serving::begin(&worker.listeners));
             let (egress, flows, stop) = (egress.clone(), flows.clone(), stop.clone());
+            let turns = turns.clone();
             servers.push(worker.runtime.spawn(async move {
                 // However this one ends, the others end too.
                 let _guard = stop.clone().drop_guard();
-                serve(tokio::net::TcpListener::from_std(listener)?, egress, flows, limits, stop).await
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                serve::in_turn(listener, egress, flows, limits, turns, stop).await
             }));
         }
         for server in servers {

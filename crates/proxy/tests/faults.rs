@@ -102,7 +102,7 @@ fn the_threads_of_the_proxies_outlive_a_panic_of_their_connections() {
             let (egress, flows) = (lab.egress.clone(), lab.flows.clone());
             let (listener, stop, workers) = (lab.listener(port), lab.stop.clone(), workers.clone());
             tokio::spawn(async move {
-                workers.serve(vec![listener], egress, flows, Limits::default(), stop).await
+                workers.serve(vec![vec![listener]], egress, flows, Limits::default(), stop).await
             });
         }
         *lab.egress.panics.lock() = Some(Panics::Name("faulty.test".to_owned()));

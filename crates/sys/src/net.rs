@@ -67,6 +67,16 @@ pub fn bind_transparent_udp(address: SocketAddr, mark: u32) -> io::Result<UdpSoc
     Ok(UdpSocket::from(socket))
 }
 
+/// Sets `TCP_DEFER_ACCEPT` on a listener: a connection is accepted when its client has sent something, or ended its
+/// stream, and of a silent one only after `limit` (rounded up to when the kernel would repeat its answer: 1, 3, 7 s, …).
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn defer_accept(listener: impl AsFd, limit: Duration) -> io::Result<()> {
+    let seconds = u32::try_from(limit.as_secs()).unwrap_or(u32::MAX);
+    set_option(listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, seconds)
+}
+
 /// Sets `SO_MARK`: the mark of every packet the socket sends. Needs `CAP_NET_ADMIN`.
 ///
 /// # Errors
