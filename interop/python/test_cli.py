@@ -241,7 +241,7 @@ def test_audit_verify_finds_tampering_beside_a_running_daemon(lab, sandbox, bail
     assert bailiwick.json("--data-dir", str(copy), "audit", "verify", box.sandbox_id)["intact"]
     with sqlite3.connect(copy / "bailiwick.db") as database:
         changed = database.execute(
-            "UPDATE events SET address = '192.0.2.1' WHERE sandbox_id = ? AND type = 'egress_blocked'", [box.sandbox_id]
+            "UPDATE events SET body = json_set(body, '$[4]', '192.0.2.1') WHERE sandbox_id = ? AND type = 'egress_blocked'", [box.sandbox_id]
         )
         assert changed.rowcount == 1
     answer = bailiwick.json("--data-dir", str(copy), "audit", "verify", box.sandbox_id, code=1)

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How many events one transaction holds. Other writes wait for it, so it is kept to a few milliseconds.
-pub(crate) const BATCH: usize = 500;
+pub(crate) const BATCH: usize = 1000;
 
 /// How often a batch is tried before it is given up, for any failure but a full disk.
 const ATTEMPTS: u32 = 6;
@@ -228,7 +228,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn events_are_written_in_order_and_in_batches() {
         let batches = batches(0, false, 1200).await;
-        assert_eq!(sizes(&batches), [500, 500, 200]);
+        assert_eq!(sizes(&batches), [1000, 200]);
         let ids: Vec<_> = batches.iter().flat_map(|batch| &batch.inserts).map(|event| event.id).collect();
         assert!(ids.is_sorted());
     }

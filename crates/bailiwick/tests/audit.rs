@@ -182,8 +182,8 @@ async fn what_was_changed_reordered_or_inserted_is_told() {
                    WHERE other.id = 18 - events.id) WHERE id IN (8, 10)";
     let found = found_after(swapped).await;
     assert!(found.iter().any(|f| f["problem"] == "misplaced" && f["event"] == 10), "{found:?}");
-    let inserted = "INSERT INTO events (id, time, sandbox_id, category, type, count) \
-                    SELECT 22, time, sandbox_id, category, type, count FROM events WHERE id = 20";
+    let inserted = "INSERT INTO events (id, time, sandbox_id, type, body) \
+                    SELECT 22, time, sandbox_id, type, body FROM events WHERE id = 20";
     let found = found_after(inserted).await;
     assert!(found.iter().any(|f| f["problem"] == "unchained" && f["event"] == 22), "{found:?}");
 }

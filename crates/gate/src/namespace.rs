@@ -14,8 +14,8 @@ use sys::raw_udp::RawUdp;
 use crate::{
     GateError,
     addresses::{
-        DIVERT_MARK, DIVERT_TABLE, DNS_PORT, FIRST_PORT, LOG_GROUP, LOOPBACK_METRIC, OWN_MARK, PROXY_PORTS, ProxyPorts,
-        RESOLVER_PORT, SANDBOX_V4, SANDBOX_V6, WIRE, everything, gate_sockets, is_wire_address,
+        DIVERT_MARK, DIVERT_TABLE, DNS_PORT, FIRST_PORT, LOG_GROUP, LOOPBACK_METRIC, OWN_MARK, PROXY_PORTS,
+        ProxyPorts, RESOLVER_PORT, SANDBOX_V4, SANDBOX_V6, WIRE, everything, gate_sockets, is_wire_address,
         resolver_sockets,
     },
     ruleset::SNAPLEN,

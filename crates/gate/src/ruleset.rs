@@ -198,12 +198,24 @@ impl Ruleset<'_> {
         // What is the most comes first: the proxy's answers, and what they answer to.
         batch
             .add_rule(table, chain, V4::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V4).accept())
-            .add_rule(table, chain, V6::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V6).accept());
+            .add_rule(
+                table,
+                chain,
+                V6::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V6).accept(),
+            );
         for port in WEB_PORTS {
             let web = proxy.web;
             batch
-                .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).dport(port).tproxy(GATE_V4, web).accept())
-                .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).dport(port).tproxy(GATE_V6, web).accept());
+                .add_rule(
+                    table,
+                    chain,
+                    v4().tcp().daddr_not(GATE_V4).dport(port).tproxy(GATE_V4, web).accept(),
+                )
+                .add_rule(
+                    table,
+                    chain,
+                    v6().tcp().daddr_not(GATE_V6).dport(port).tproxy(GATE_V6, web).accept(),
+                );
         }
         batch
             .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy.other).accept())

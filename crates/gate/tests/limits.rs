@@ -152,6 +152,35 @@ fn a_sandbox_that_leaves_its_connections_half_open_is_refused_more() {
 }
 
 #[test]
+fn a_client_of_the_web_that_says_nothing_is_refused_and_elsewhere_its_server_may_speak_first() {
+    lab::run(|lab| async move {
+        let flows = FlowLimits { peek_timeout: Duration::from_millis(100), ..FlowLimits::default() };
+        let (_gate, both) = two(&lab, Limits { flows, ..Limits::default() }, &["allowed.test"]).await;
+        bound(&both).await;
+        let [one, other] = &both;
+        // It is accepted when the kernel has waited for its first byte for a while.
+        is_reset(one).await;
+        assert_eq!(refusals(&lab, one).await, of_one("peek_timeout", 1));
+        // A client that ends its stream without a byte is not waited for.
+        let ended = one.run(|| {
+            let mut stream = lab::connect(ALLOWED.parse().unwrap())?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            stream.read(&mut [0])
+        });
+        assert!(!matches!(ended.await, Ok(1..)));
+        has_flows(one, 0, 0).await;
+        // The twin: at another port, the proxy connects for it, and what it sends then comes through.
+        let elsewhere = SocketAddr::new(ALLOWED.parse::<SocketAddr>().unwrap().ip(), 22);
+        let greeted = other.run(move || {
+            let mut stream = lab::connect(elsewhere)?;
+            let mut greeting = [0; 4];
+            stream.read_exact(&mut greeting).map(|()| greeting)
+        });
+        assert_eq!(&greeted.await.unwrap(), b"SSH-");
+    });
+}
+
+#[test]
 fn a_sandbox_with_as_many_bindings_as_it_may_have_gets_no_more() {
     lab::run(|lab| async move {
         let bindings = BindingLimits { max_names: 1, ..BindingLimits::default() };

@@ -63,7 +63,7 @@ impl<E: Egress> Connection<E> {
         let server_may_be_first = self.server_may_be_first(&in_force);
         let deadline = Instant::now() + self.limits.peek_timeout;
         let patience = if server_may_be_first { Instant::now() + self.limits.server_first } else { deadline };
-        let mut bytes = Vec::new();
+        let mut bytes = client.read_at_once();
         let mut opening =
             opening::read(&mut *client, &mut bytes, self.limits.peek_bytes, patience, deadline).await;
         let mut head_deadline = deadline;
@@ -143,7 +143,7 @@ impl<E: Egress> Connection<E> {
         let entry = self.entry();
         let _ongoing = Ongoing::start(&self.egress, entry, permit.event());
         let Some(Dialled { socket: mut server, hold: _hold, .. }) = self.dial(&permit).await else { return };
-        if !send(&mut *server, first, entry).await {
+        if !send_first(&mut server, first, entry).await {
             return;
         }
         if relay::relay(&mut client, &mut server, entry).await == Ended::Cleanly {
@@ -300,6 +300,20 @@ impl<E: Egress> Connection<E> {
     fn server_may_be_first(&self, in_force: &InForce) -> bool {
         !self.is_web_port() && decision::by_binding(&*self.egress, in_force, self.destination).is_ok()
     }
+}
+
+/// As [`send`], to a server that nothing was sent to.
+async fn send_first(server: &mut Socket, bytes: &[u8], entry: &Entry) -> bool {
+    let count = relay::count(bytes.len());
+    if entry.spend(Way::Up, count).is_err() {
+        return false;
+    }
+    let rest = bytes.get(server.write_at_once(bytes)..).unwrap_or_default();
+    if !rest.is_empty() && server.write_all(rest).await.is_err() {
+        return false;
+    }
+    entry.count(Way::Up, count);
+    true
 }
 
 /// Sends bytes that were read before there was a server; whether it took them.

@@ -36,8 +36,8 @@ pub(crate) struct Hello {
     pub(crate) has_ech: bool,
 }
 
-/// Reads until it is known what the connection is: `patience` is when a client that has sent nothing is found
-/// silent, `deadline` when one that has begun must have come far enough.
+/// Reads on from `bytes` until it is known what the connection is: `patience` is when a client that has sent nothing is
+/// found silent, `deadline` when one that has begun must have come far enough.
 pub(crate) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     bytes: &mut Vec<u8>,
@@ -45,10 +45,12 @@ pub(crate) async fn read(
     patience: Instant,
     deadline: Instant,
 ) -> Opening {
-    match timeout_at(patience, read_some(stream, bytes)).await {
-        Ok(Ok(1..)) => {}
-        Ok(_) => return Opening::Closed,
-        Err(_) => return Opening::Silent,
+    if bytes.is_empty() {
+        match timeout_at(patience, read_some(stream, bytes)).await {
+            Ok(Ok(1..)) => {}
+            Ok(_) => return Opening::Closed,
+            Err(_) => return Opening::Silent,
+        }
     }
     finish(stream, bytes, limit, deadline).await
 }

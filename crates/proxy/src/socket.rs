@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::sockopt;
+use rustix::{
+    io::Errno,
+    net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt},
+};
 use tokio::{
     io::{AsyncRead, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -41,14 +44,43 @@ impl Socket {
     /// Connects, without Nagle's delay and with probes that notice when the other side is gone for good: the
     /// client's own end only here and would never know.
     pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
-        let socket = match address {
-            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-        };
-        socket.set_nodelay(true)?;
-        socket.set_keepalive(true)?;
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = net::socket_with(family, SocketType::STREAM, flags, None)?;
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        sockopt::set_socket_keepalive(&socket, true)?;
         sockopt::set_tcp_keepidle(&socket, PROBE_AFTER)?;
-        Ok(Self::new(socket.connect(address).await?))
+        match net::connect(&socket, &address) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // A server on this machine has answered by now: nothing has to be waited for.
+        let is_connected = net::getpeername(&socket).is_ok();
+        let stream = TcpStream::from_std(socket.into())?;
+        if !is_connected {
+            stream.writable().await?;
+            if let Some(error) = stream.take_error()? {
+                return Err(error);
+            }
+        }
+        Ok(Self::new(stream))
+    }
+
+    /// What has come already. The runtime would have to look for it first, and a connection to the web is accepted when
+    /// there is something to read.
+    pub(crate) fn read_at_once(&self) -> Vec<u8> {
+        buffer::with(|buffer| {
+            let read = net::recv(&self.stream, &mut *buffer, RecvFlags::DONTWAIT);
+            // An error, or the end, is met again when the runtime has looked.
+            let count = read.map_or(0, |(count, _)| count);
+            buffer.get(..count).unwrap_or_default().to_vec()
+        })
+    }
+
+    /// Sends what there is room for, which is all of it but for many bytes: a socket that was made just now has room without
+    /// the runtime having looked. How many bytes that were; an error is met again by who sends the rest.
+    pub(crate) fn write_at_once(&self, bytes: &[u8]) -> usize {
+        net::send(&self.stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).unwrap_or(0)
     }
 
     /// It ended well: closing it is a regular end of the stream.

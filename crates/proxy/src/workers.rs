@@ -63,7 +63,8 @@ impl Workers {
         let _guard = stop.clone().drop_guard();
         let (mut servers, mut counted) = (Vec::new(), Vec::new());
         let threads: Vec<_> = self.idlest().map(|worker| (worker, Turns::new())).collect();
-        let placed = groups.into_iter().flat_map(|listeners| listeners.into_iter().zip(threads.iter().cycle()));
+        let placed =
+            groups.into_iter().flat_map(|listeners| listeners.into_iter().zip(threads.iter().cycle()));
         for (listener, (worker, turns)) in placed {
             counted.push(Serving::begin(&worker.listeners));
             let (egress, flows, stop) = (egress.clone(), flows.clone(), stop.clone());

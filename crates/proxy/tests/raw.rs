@@ -478,7 +478,9 @@ fn worker_threads_relay_as_the_callers_runtime_does_and_stop_with_the_server() {
         let (egress, flows, limits, stop) =
             (lab.egress.clone(), lab.flows.clone(), lab.limits, lab.stop.clone());
         let serving =
-            tokio::spawn(async move { workers.serve(vec![vec![listener]], egress, flows, limits, stop).await });
+            tokio::spawn(
+                async move { workers.serve(vec![vec![listener]], egress, flows, limits, stop).await },
+            );
         let (mut client, mut inside) = relayed(&lab, &server).await;
         write(&mut inside, b"back").await;
         assert_eq!(read_exact(&mut client, 4).await, b"back");

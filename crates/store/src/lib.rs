@@ -252,7 +252,7 @@ mod tests {
             .unwrap();
         drop(store);
         let refused = Store::open(dir.path()).await.unwrap_err();
-        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 7, .. }), "{refused:?}");
+        assert!(matches!(refused, StoreError::NewerSchema { found: 9, known: 8, .. }), "{refused:?}");
     }
 
     #[tokio::test]

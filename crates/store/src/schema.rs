@@ -19,6 +19,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (5, "auto_resume", include_str!("../migrations/0005_auto_resume.sql")),
     (6, "usage", include_str!("../migrations/0006_usage.sql")),
     (7, "claimed_sandboxes", include_str!("../migrations/0007_claimed_sandboxes.sql")),
+    (8, "packed_events", include_str!("../migrations/0008_packed_events.sql")),
 ];
 
 /// Brings the database to the newest schema.

@@ -33,16 +33,6 @@ impl<'r> Reader<'r> {
         N::try_from(value).map_err(|_| self.unreadable(column, format!("{value} is out of range")))
     }
 
-    pub(crate) fn optional_number<N: TryFrom<i64>>(
-        &self,
-        column: &'static str,
-    ) -> Result<Option<N>, StoreError> {
-        match self.get::<Option<i64>>(column)? {
-            None => Ok(None),
-            Some(_) => self.number(column).map(Some),
-        }
-    }
-
     pub(crate) fn time(&self, column: &'static str) -> Result<Timestamp, StoreError> {
         Timestamp::from_microsecond(self.get(column)?).map_err(|e| self.unreadable(column, e))
     }
@@ -56,16 +46,6 @@ impl<'r> Reader<'r> {
 
     pub(crate) fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<T, StoreError> {
         serde_json::from_str(self.get(column)?).map_err(|e| self.unreadable(column, e))
-    }
-
-    pub(crate) fn optional_json<T: DeserializeOwned>(
-        &self,
-        column: &'static str,
-    ) -> Result<Option<T>, StoreError> {
-        match self.get::<Option<&str>>(column)? {
-            None => Ok(None),
-            Some(_) => self.json(column).map(Some),
-        }
     }
 
     pub(crate) fn unreadable(&self, column: &'static str, detail: impl ToString) -> StoreError {

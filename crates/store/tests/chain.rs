@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, fs, path::Path};
 use jiff::Timestamp;
 use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use store::{
-    Category, ChainHash, ChainReport, DATABASE, EventBatch, EventQuery, EventRecord, EventUpdate, Problem,
-    Store, StoreError,
+    Category, ChainHash, ChainReport, DATABASE, EventBatch, EventQuery, EventRecord, EventRule, EventUpdate,
+    Problem, RuleKind, Store, StoreError,
 };
 
 async fn open(dir: &Path) -> Store {
@@ -161,30 +161,30 @@ async fn removal_of_a_whole_sandbox_is_found() {
 async fn a_changed_field_is_found() {
     for sql in [
         "UPDATE events SET time = time + 1 WHERE id = 10",
-        "UPDATE events SET category = 'admin' WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[0]', 'admin') WHERE id = 10",
         "UPDATE events SET type = 'egress_allowed' WHERE id = 10",
         "UPDATE events SET decision = 'allow' WHERE id = 10",
         "UPDATE events SET decision = NULL WHERE id = 10",
-        "UPDATE events SET reason = 'floor' WHERE id = 10",
-        "UPDATE events SET rule = '{}' WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[1]', 'floor') WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[2]', '{}') WHERE id = 10",
         "UPDATE events SET host = 'host-11.example' WHERE id = 10",
-        "UPDATE events SET host_source = 'sni' WHERE id = 10",
-        "UPDATE events SET address = '192.0.2.1' WHERE id = 10",
-        "UPDATE events SET port = 80 WHERE id = 10",
-        "UPDATE events SET protocol = 'tcp' WHERE id = 10",
-        "UPDATE events SET generation = 1 WHERE id = 10",
-        "UPDATE events SET count = 2 WHERE id = 10",
-        "UPDATE events SET last_time = 9 WHERE id = 10",
-        "UPDATE events SET bytes_up = 0 WHERE id = 10",
-        "UPDATE events SET bytes_down = 0 WHERE id = 10",
-        "UPDATE events SET duration_ms = 0 WHERE id = 10",
-        "UPDATE events SET detail = 'null' WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[3]', 'sni') WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[4]', '192.0.2.1') WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[5]', 80) WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[6]', 'tcp') WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[7]', 1) WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[8]', 2) WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[9]', 9) WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[10]', 0) WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[11]', 0) WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[12]', 0) WHERE id = 10",
+        "UPDATE events SET body = json_set(body, '$[13]', 'null') WHERE id = 10",
         "UPDATE events SET link = zeroblob(32) WHERE id = 10",
     ] {
         assert_eq!(found_after(sql).await[0], of_a(10, Problem::Changed), "{sql}");
     }
     // Of two columns that hold the same text side by side, which is which counts.
-    let swapped = "UPDATE events SET host = NULL, host_source = host WHERE id = 10";
+    let swapped = "UPDATE events SET host = NULL, body = json_set(body, '$[3]', host) WHERE id = 10";
     assert_eq!(found_after(swapped).await, [of_a(10, Problem::Changed)]);
     assert_eq!(found_after("UPDATE events SET id = 39 WHERE id = 40").await, [of_a(39, Problem::Changed)]);
     let unreadable = "UPDATE events SET host = x'ff' WHERE id = 10";
@@ -201,21 +201,26 @@ async fn an_event_given_to_another_sandbox_is_found() {
 #[tokio::test]
 async fn a_changed_count_is_found() {
     let changed = Problem::OutcomeChanged;
-    assert_eq!(found_after("UPDATE events SET count = 5 WHERE id = 4").await, [of_a(4, changed.clone())]);
-    assert_eq!(found_after("UPDATE events SET bytes_up = 1 WHERE id = 7").await, [of_a(7, changed.clone())]);
+    assert_eq!(
+        found_after("UPDATE events SET outcome = json_set(outcome, '$[0]', 5) WHERE id = 4").await,
+        [of_a(4, changed.clone())]
+    );
+    assert_eq!(
+        found_after("UPDATE events SET outcome = json_set(outcome, '$[2]', 1) WHERE id = 7").await,
+        [of_a(7, changed.clone())]
+    );
     // Back to what it was before the last amendment, in every column.
-    let undone = "UPDATE events SET count = 5, amended = (SELECT min(seq) FROM chain_records \
+    let undone = "UPDATE events SET outcome = json_set(outcome, '$[0]', 5), amended = (SELECT min(seq) FROM chain_records \
                   WHERE stream = 'sbx-a' AND event_id = 4) WHERE id = 4";
     assert_eq!(found_after(undone).await, [of_a(4, changed.clone())]);
-    let undone =
-        "UPDATE events SET count = 1, last_time = NULL, amended = NULL, original = NULL WHERE id = 4";
+    let undone = "UPDATE events SET amended = NULL, outcome = NULL WHERE id = 4";
     assert_eq!(found_after(undone).await, [of_a(4, changed.clone()), of_a(4, changed.clone())]);
     let in_record = "UPDATE chain_records SET count = 60 WHERE event_id = 4 AND count = 6";
     let found = found_after(in_record).await;
     assert!(found.contains(&of_a(4, changed.clone())), "{found:?}");
     assert!(found.contains(&(Some("sbx-a".to_owned()), None, Problem::Changed)), "{found:?}");
     // An invented amendment of an event that has none.
-    let invented = "UPDATE events SET original = '[1,null,null,null,null]', count = 6, last_time = 5000000, amended = \
+    let invented = "UPDATE events SET outcome = '[6,5000000,null,null,null]', amended = \
                     (SELECT max(seq) FROM chain_records WHERE stream = 'sbx-a' AND event_id = 4) WHERE id = 10";
     assert_eq!(found_after(invented).await, [of_a(10, changed)]);
 }
@@ -230,19 +235,19 @@ async fn reordered_events_are_found() {
 
 #[tokio::test]
 async fn an_inserted_event_is_found() {
-    let bare = "INSERT INTO events (id, time, sandbox_id, category, type, count) \
-                SELECT 35, time, sandbox_id, category, type, count FROM events WHERE id = 40";
+    let bare = "INSERT INTO events (id, time, sandbox_id, type, body) \
+                SELECT 35, time, sandbox_id, type, body FROM events WHERE id = 40";
     assert_eq!(found_after(bare).await, [of_a(35, Problem::Unchained)]);
-    let copied = "INSERT INTO events (id, time, sandbox_id, category, type, count, seq, link) \
-                  SELECT 35, time, sandbox_id, category, type, count, seq, link FROM events WHERE id = 40";
+    let copied = "INSERT INTO events (id, time, sandbox_id, type, body, seq, link) \
+                  SELECT 35, time, sandbox_id, type, body, seq, link FROM events WHERE id = 40";
     let found = found_after(copied).await;
     assert_eq!(found, [of_a(35, Problem::Changed), of_a(40, Problem::Misplaced)]);
-    let at_the_end = "INSERT INTO events (id, time, sandbox_id, category, type, count, seq, link) \
-                      SELECT 50, time, sandbox_id, category, type, count, 15, link FROM events WHERE id = 10";
+    let at_the_end = "INSERT INTO events (id, time, sandbox_id, type, body, seq, link) \
+                      SELECT 50, time, sandbox_id, type, body, 15, link FROM events WHERE id = 10";
     let found = found_after(at_the_end).await;
     assert!(found.contains(&of_a(50, Problem::Changed)), "{found:?}");
-    let of_nobody = "INSERT INTO events (id, time, sandbox_id, category, type, count) \
-                     VALUES (50, 50, '', 'admin', 'key_created', 1)";
+    let of_nobody = "INSERT INTO events (id, time, sandbox_id, type, body) \
+                     VALUES (50, 50, '', 'key_created', '[\"admin\"]')";
     assert_eq!(found_after(of_nobody).await, [(None, Some(50), Problem::Unchained)]);
 }
 
@@ -415,7 +420,7 @@ async fn a_long_chain_is_checked_page_by_page_beside_a_daemon() {
     assert_intact(&beside).await;
     let report = beside.events().verify(Some("sbx-a"), &BTreeSet::new()).await.unwrap().unwrap();
     assert_eq!((report.events, report.links), (3000, 4500));
-    tamper(dir.path(), "UPDATE events SET port = 1 WHERE id % 10 = 0").await;
+    tamper(dir.path(), "UPDATE events SET body = json_set(body, '$[5]', 1) WHERE id % 10 = 0").await;
     let report = beside.events().verify(Some("sbx-a"), &BTreeSet::new()).await.unwrap().unwrap();
     assert_eq!((report.findings.len(), report.more_findings), (100, 200));
 }
@@ -432,33 +437,100 @@ async fn a_read_only_store_writes_nothing() {
     assert!(matches!(Store::open_read_only(&dir.path().join("none")).await, Err(StoreError::Open { .. })));
 }
 
-/// Makes a database as the first released schema had it.
+async fn run(dir: &Path, statements: &[&'static str]) {
+    let options = SqliteConnectOptions::new().filename(dir.join(DATABASE)).foreign_keys(false);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    for sql in statements {
+        sqlx::raw_sql(*sql).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+}
+
+/// Makes a database as the first schema had it.
 async fn first_schema(dir: &Path) {
-    let store = open(dir).await;
-    insert(&store, (1..=5000).map(|id| event(id, (id % 3 != 0).then_some("sbx-a")))).await;
-    store.close().await;
-    drop(store);
-    for sql in [
+    open(dir).await.close().await;
+    let statements = [
+        "DROP TABLE ratchets",
         "DROP TABLE accounts",
         "DROP TABLE usage_days",
         "DROP TABLE metered",
-        "ALTER TABLE sandboxes DROP COLUMN auto_resume",
-        "ALTER TABLE idempotency DROP COLUMN sandbox",
-        "DROP TABLE ratchets",
-        "DELETE FROM _sqlx_migrations WHERE version > 1",
         "DROP TABLE chains",
         "DROP TABLE chain_records",
         "DROP TABLE unchained",
-        "ALTER TABLE events DROP COLUMN seq",
-        "ALTER TABLE events DROP COLUMN link",
-        "ALTER TABLE events DROP COLUMN amended",
-        "ALTER TABLE events DROP COLUMN original",
-    ] {
-        let options = SqliteConnectOptions::new().filename(dir.join(DATABASE));
-        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-        sqlx::query(sql).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
-    }
+        "DROP TABLE sandboxes",
+        "DROP TABLE keys",
+        "DROP TABLE idempotency",
+        "DROP TABLE events",
+        "DELETE FROM _sqlx_migrations WHERE version > 1",
+        include_str!("../migrations/0001_initial.sql"),
+        "INSERT INTO events (id, time, sandbox_id, category, type, decision, host, port, count) \
+         WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 5000) \
+         SELECT n, n, iif(n % 3 = 0, NULL, 'sbx-a'), 'network', 'egress_blocked', 'deny', \
+         'host-' || n || '.example', 443, 1 FROM number",
+    ];
+    run(dir, &statements).await;
+}
+
+/// Makes the events' table of a database as it was when each field was a column.
+async fn unpack(dir: &Path) {
+    let statements = [
+        "CREATE TABLE columns AS SELECT id, time, sandbox_id, body ->> 0 AS category, type, decision, body ->> 1 AS reason, \
+         body ->> 2 AS rule, host, body ->> 3 AS host_source, body ->> 4 AS address, body ->> 5 AS port, \
+         body ->> 6 AS protocol, body ->> 7 AS generation, coalesce(outcome, body) ->> iif(outcome IS NULL, 8, 0) AS count, \
+         coalesce(outcome, body) ->> iif(outcome IS NULL, 9, 1) AS last_time, \
+         coalesce(outcome, body) ->> iif(outcome IS NULL, 10, 2) AS bytes_up, \
+         coalesce(outcome, body) ->> iif(outcome IS NULL, 11, 3) AS bytes_down, \
+         coalesce(outcome, body) ->> iif(outcome IS NULL, 12, 4) AS duration_ms, body ->> 13 AS detail, seq, link, amended, \
+         iif(outcome IS NULL, NULL, json_array(body ->> 8, body ->> 9, body ->> 10, body ->> 11, body ->> 12)) AS original \
+         FROM events",
+        "DROP TABLE events",
+        "ALTER TABLE columns RENAME TO events",
+        "CREATE INDEX events_by_sandbox ON events (sandbox_id, id)",
+        "CREATE INDEX events_by_time ON events (time)",
+        "DELETE FROM _sqlx_migrations WHERE version > 7",
+    ];
+    run(dir, &statements).await;
+}
+
+#[tokio::test]
+async fn the_events_of_a_version_that_kept_each_field_by_itself_are_as_they_were_and_verify() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    fill(&store).await;
+    let full = EventRecord {
+        reason: Some("floor".into()),
+        rule: Some(EventRule {
+            text: "allow_out[0] \"ä\u{2028}".to_owned(),
+            kind: RuleKind::Entry {
+                list: policy::List::AllowOut, index: 0, entry: "\"ä\u{2028}".to_owned()
+            },
+        }),
+        host_source: Some("sni".into()),
+        address: Some("2001:db8::1".parse().unwrap()),
+        protocol: Some("tcp".into()),
+        generation: Some(7),
+        count: 3,
+        last_time: Some(at(99)),
+        bytes_up: Some(1 << 60),
+        bytes_down: Some(0),
+        duration_ms: Some(12),
+        detail: Some(serde_json::json!({"a": ["\u{0}\"", 1.5, null], "b": {"c": -1}})),
+        ..event(80, Some("sbx-a"))
+    };
+    insert(&store, [full.clone(), event(81, None)]).await;
+    let query = EventQuery { limit: Some(1000), ..EventQuery::default() };
+    let before = store.events().query(&query).await.unwrap().events;
+    assert!(before.contains(&full));
+    store.close().await;
+    drop(store);
+    unpack(dir.path()).await;
+    let store = open(dir.path()).await;
+    assert_eq!(store.events().query(&query).await.unwrap().events, before);
+    assert_intact(&store).await;
+    update(&store, vec![repeated(4, 9), finished(7, 101), finished(80, 5)]).await;
+    insert(&store, [event(90, Some("sbx-a"))]).await;
+    assert_intact(&store).await;
+    assert_eq!(reports(&store).await.iter().map(|report| report.events).sum::<u64>(), 34);
 }
 
 #[tokio::test]
@@ -472,7 +544,7 @@ async fn the_events_of_an_older_version_are_chained_when_the_new_one_starts() {
     insert(&store, [event(6000, Some("sbx-a")), event(6001, None)]).await;
     assert_intact(&store).await;
     assert_eq!(reports(&store).await.iter().map(|report| report.events).sum::<u64>(), 5002);
-    tamper(dir.path(), "UPDATE events SET port = 1 WHERE id = 100").await;
+    tamper(dir.path(), "UPDATE events SET body = json_set(body, '$[5]', 1) WHERE id = 100").await;
     assert_eq!(findings(&store).await, [of_a(100, Problem::Changed)]);
 }
 

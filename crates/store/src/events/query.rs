@@ -1,17 +1,14 @@
 //! Asking for events, page by page.
 
-use std::{borrow::Cow, net::IpAddr};
-
 use jiff::Timestamp;
 use policy::Decision;
-use serde::de::DeserializeOwned;
-use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool, sqlite::SqliteRow};
+use sqlx::{QueryBuilder, Sqlite, SqlitePool};
 
 use super::{EventRecord, columns};
 use crate::{
     StoreError,
     error::doing,
-    value::{Reader, micros, signed},
+    value::{micros, signed},
 };
 
 /// The most events that one page holds.
@@ -91,7 +88,7 @@ pub(super) async fn run(pool: &SqlitePool, query: &EventQuery) -> Result<EventPa
     select.push_bind(i64::from(limit) + 1);
 
     let rows = select.build().fetch_all(pool).await.map_err(doing(ACTION))?;
-    let mut events = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let mut events = rows.iter().map(|row| columns::read(row, ACTION)).collect::<Result<Vec<_>, _>>()?;
     let page = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = events.len() > page;
     events.truncate(page);
@@ -157,40 +154,4 @@ fn direction(order: Order) -> char {
         Order::OldestFirst => 'o',
         Order::NewestFirst => 'n',
     }
-}
-
-fn read(row: &SqliteRow) -> Result<EventRecord, StoreError> {
-    let id: i64 = row.try_get("id").map_err(doing(ACTION))?;
-    let r = Reader::new(row, "event", id.to_string());
-    let owned = |column| Ok::<_, StoreError>(r.get::<Option<String>>(column)?.map(Cow::Owned));
-    let address: Option<&str> = r.get("address")?;
-    Ok(EventRecord {
-        id: r.number("id")?,
-        time: r.time("time")?,
-        sandbox_id: r.get("sandbox_id")?,
-        category: word(&r, "category", r.get("category")?)?,
-        kind: Cow::Owned(r.get("type")?),
-        decision: r.get::<Option<&str>>("decision")?.map(|text| word(&r, "decision", text)).transpose()?,
-        reason: owned("reason")?,
-        rule: r.optional_json("rule")?,
-        host: r.get("host")?,
-        host_source: owned("host_source")?,
-        address: address
-            .map(|text| text.parse::<IpAddr>().map_err(|e| r.unreadable("address", e)))
-            .transpose()?,
-        port: r.optional_number("port")?,
-        protocol: owned("protocol")?,
-        generation: r.optional_number("generation")?,
-        count: r.number("count")?,
-        last_time: r.optional_time("last_time")?,
-        bytes_up: r.optional_number("bytes_up")?,
-        bytes_down: r.optional_number("bytes_down")?,
-        duration_ms: r.optional_number("duration_ms")?,
-        detail: r.optional_json("detail")?,
-    })
-}
-
-/// A word of a closed set, as serde names it.
-fn word<T: DeserializeOwned>(row: &Reader<'_>, column: &'static str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_value(text.into()).map_err(|e| row.unreadable(column, e))
 }

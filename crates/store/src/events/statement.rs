@@ -18,8 +18,9 @@ pub(super) enum Value<'a> {
     Hash(ChainHash),
 }
 
-/// How many rows a statement takes, the largest first. Each is prepared once.
-const SIZES: [usize; 3] = [200, 20, 1];
+/// How many rows a statement takes, the largest first. Each is prepared once. Handing a statement over to SQLite's thread
+/// costs as much as a dozen rows, so any number of rows takes few of them.
+const SIZES: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
 
 /// A statement for each of the [`SIZES`].
 pub(super) struct Statements {
@@ -57,7 +58,8 @@ impl Value<'_> {
         match self {
             Self::Null => query.bind(None::<i64>),
             Self::Integer(number) => query.bind(number),
-            Self::Text(text) => query.bind(Arc::<str>::from(text)),
+            Self::Text(Cow::Borrowed(text)) => query.bind(Arc::<str>::from(text)),
+            Self::Text(Cow::Owned(text)) => query.bind(text),
             Self::Hash(hash) => query.bind(hash.bytes().to_vec()),
         }
     }

@@ -8,7 +8,7 @@ use super::{
     EventBatch, EventUpdate,
     chain::{Heads, Record, SERVICE},
     columns::{self, COLUMNS, Outcome},
-    statement::{Statements, Value},
+    statement::Statements,
 };
 use crate::{
     StoreError,
@@ -19,21 +19,14 @@ use crate::{
 
 const ACTION: &str = "record events";
 
-/// The columns of the link, after [`COLUMNS`].
-const LINK_COLUMNS: usize = 2;
-
 static INSERT: LazyLock<Statements> = LazyLock::new(|| {
-    let head = format!("INSERT INTO events ({}, seq, link) VALUES ", COLUMNS.join(", "));
-    Statements::new(COLUMNS.len() + LINK_COLUMNS, &head, "")
+    let head = format!("INSERT INTO events ({}) VALUES ", COLUMNS.join(", "));
+    Statements::new(COLUMNS.len(), &head, "")
 });
 
 static AMEND: LazyLock<Statements> = LazyLock::new(|| {
-    let head = "UPDATE events SET original = coalesce(original, \
-                json_array(count, last_time, bytes_up, bytes_down, duration_ms)), \
-                amended = change.column2, count = change.column3, last_time = change.column4, \
-                bytes_up = change.column5, bytes_down = change.column6, duration_ms = change.column7 \
-                FROM (VALUES ";
-    Statements::new(7, head, ") AS change WHERE events.id = change.column1")
+    let head = "UPDATE events SET amended = change.column2, outcome = change.column3 FROM (VALUES ";
+    Statements::new(3, head, ") AS change WHERE events.id = change.column1")
 });
 
 /// Writes a batch in one transaction.
@@ -58,11 +51,7 @@ async fn insert(
         let values = columns::values(event);
         let stream = columns::stream(event).unwrap_or(SERVICE);
         if let Some((seq, link)) = heads.append_new(stream, signed(event.id), &values) {
-            let mut row = [const { Value::Null }; COLUMNS.len() + LINK_COLUMNS];
-            for (to, from) in row.iter_mut().zip(values.into_iter().chain([seq.into(), link.into()])) {
-                *to = from;
-            }
-            rows.push(row);
+            rows.push(columns::row(values, seq, link));
         }
     }
     INSERT.execute(connection, rows.into_iter()).await
@@ -92,8 +81,7 @@ async fn amend(
         .into_iter()
         .map(|(id, Amended { stream, after, .. })| {
             let seq = heads.append(&stream, &Record::Amended { event: id, outcome: after });
-            let [count, last_time, bytes_up, bytes_down, duration_ms] = after.map(Value::from);
-            [id.into(), seq.into(), count, last_time, bytes_up, bytes_down, duration_ms]
+            [id.into(), seq.into(), json(&after).into()]
         })
         .collect();
     AMEND.execute(connection, rows.into_iter()).await
@@ -108,12 +96,14 @@ async fn find(
         return Ok(BTreeMap::new());
     }
     let ids: Vec<_> = updates.iter().map(|update| signed(update.id())).collect();
-    let select = "SELECT events.id, sandbox_id, count, last_time, bytes_up, bytes_down, duration_ms \
-                  FROM (SELECT DISTINCT value FROM json_each(?)) AS wanted JOIN events ON events.id = wanted.value";
+    let select = "SELECT events.* FROM (SELECT DISTINCT value FROM json_each(?)) AS wanted JOIN events ON events.id = wanted.value";
     let rows = sqlx::query(select).bind(json(&ids)).fetch_all(connection).await?;
     rows.iter()
         .map(|row| {
-            let before = columns::outcome(row)?;
+            let before = match columns::amended(row)? {
+                Some(outcome) => outcome,
+                None => columns::outcome(&columns::stored(row)?),
+            };
             let stream: Option<String> = row.try_get("sandbox_id")?;
             let event = Amended { stream: stream.unwrap_or(SERVICE.to_owned()), before, after: before };
             Ok((row.try_get("id")?, event))

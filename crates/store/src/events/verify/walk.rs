@@ -136,14 +136,10 @@ impl<'a> Walk<'a> {
             report.add(self.place(id, None, &row), Problem::Unchained);
             return None;
         };
-        let Ok(mut values) = columns::stored(&row) else {
+        let Ok(values) = columns::stored(&row) else {
             return self.pass(seq, None, &row, Some((id, Problem::Unreadable)), report);
         };
-        let (original, is_as_recorded) = history(&row);
-        if let Some(original) = original {
-            columns::set_outcome(&mut values, original);
-        }
-        let problem = (!is_as_recorded).then_some((id, Problem::OutcomeChanged));
+        let problem = (!is_as_recorded(&row)).then_some((id, Problem::OutcomeChanged));
         let link = self.link.of_event(seq, &values);
         self.pass(seq, Some((id, link)), &row, problem, report)
     }
@@ -228,20 +224,18 @@ fn seq_of(row: &SqliteRow) -> Option<i64> {
     row.try_get("seq").ok().flatten()
 }
 
-/// What an event's outcome was when it was inserted, if it has changed since; and whether it is now as its last
-/// amendment says.
-fn history(row: &SqliteRow) -> (Option<Outcome>, bool) {
-    let amended: Option<i64> = row.try_get("amended").unwrap_or(Some(0));
-    let original: Option<&str> = row.try_get("original").unwrap_or(Some(""));
-    match (amended, original) {
-        (None, None) => (None, true),
-        (_, None) => (None, false),
-        (_, Some(original)) => (serde_json::from_str(original).ok(), is_last_amendment(row).unwrap_or(false)),
+/// Whether an event's outcome is as its last amendment says, or as it was at first if there is none.
+fn is_as_recorded(row: &SqliteRow) -> bool {
+    let amended: Result<Option<i64>, _> = row.try_get("amended");
+    match (amended, columns::amended(row)) {
+        (Ok(None), Ok(None)) => true,
+        (Ok(Some(_)), Ok(Some(outcome))) => is_last_amendment(row, outcome).unwrap_or(false),
+        _ => false,
     }
 }
 
 /// Whether the record that stands beside the event is its amendment, with the outcome that the event has.
-fn is_last_amendment(row: &SqliteRow) -> Result<bool, sqlx::Error> {
+fn is_last_amendment(row: &SqliteRow, outcome: Outcome) -> Result<bool, sqlx::Error> {
     let recorded: Outcome = [
         row.try_get("r_count")?,
         row.try_get("r_last_time")?,
@@ -251,5 +245,5 @@ fn is_last_amendment(row: &SqliteRow) -> Result<bool, sqlx::Error> {
     ];
     Ok(row.try_get::<Option<&str>, _>("r_kind")? == Some(AMENDED)
         && row.try_get::<Option<i64>, _>("r_event")? == row.try_get("id")?
-        && recorded == columns::outcome(row)?)
+        && recorded == outcome)
 }
