@@ -1,9 +1,9 @@
 //! Whose turn it is: a thread relays for many sandboxes, and one with many busy flows must not take it from one with few.
 //!
 //! The runtime gives every task its turn, so that a sandbox would have as many turns as it has flows. Here, of the flows
-//! of one listener (which are those of one sandbox on one thread) that have more to move than one turn takes, only one at
-//! a time has a turn: in turn. Flows that wait for their sockets now and then, as most do, notice nothing, unless they are
-//! so many that together they move as much as a turn takes: then they wait for theirs as well.
+//! of one sandbox on one thread that have more to move than one turn takes, only one at a time has a turn: in turn. Flows
+//! that wait for their sockets now and then, as most do, notice nothing, unless they are so many that together they move as
+//! much as a turn takes: then they wait for theirs as well.
 
 use std::{
     future::{Future, poll_fn},
@@ -25,12 +25,12 @@ const STEPS: u32 = 64;
 /// What a step counts for besides its bytes where many flows share a turn: 128 that move nothing are one.
 const STEP: u64 = BYTES / 128;
 
-/// The turns of the flows of one listener.
+/// The turns of the flows of one sandbox on one thread.
 #[derive(Clone, Debug)]
-pub(crate) struct Turns(Arc<Listener>);
+pub(crate) struct Turns(Arc<Thread>);
 
 #[derive(Debug)]
-struct Listener {
+struct Thread {
     turn: Arc<Semaphore>,
     /// What those that wait for no turn have moved since one last began, in bytes and steps.
     light: AtomicU64,
@@ -49,7 +49,7 @@ enum State {
     /// It had less to move than a turn takes, and need not wait for one.
     #[default]
     Light,
-    /// It has more to move, and waits until it is the next of its listener's.
+    /// It has more to move, and waits until it is the next.
     Waiting(PollSemaphore),
     /// It is the next, or has its turn.
     Next(PollSemaphore, #[expect(dead_code, reason = "it matters when it is dropped")] OwnedSemaphorePermit),
@@ -57,12 +57,12 @@ enum State {
 
 impl Turns {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Listener { turn: Arc::new(Semaphore::new(1)), light: AtomicU64::new(0) }))
+        Self(Arc::new(Thread { turn: Arc::new(Semaphore::new(1)), light: AtomicU64::new(0) }))
     }
 
     /// Takes note of a step of a flow that has waited for no turn.
     fn step(&self, bytes: u64) {
-        // All of one listener run on one thread.
+        // All of them run on one thread.
         let light = self.0.light.load(Ordering::Relaxed).saturating_add(bytes).saturating_add(STEP);
         self.0.light.store(light, Ordering::Relaxed);
     }
