@@ -38,6 +38,12 @@ fn on_this_machine(data: &Path, arguments: &[&str]) -> Output {
 
 /// The report and the exit code of a test under this policy.
 fn tested(policy: &str, arguments: &[&str]) -> (Value, i32) {
+    let (report, code, said) = tried(policy, arguments);
+    (report.unwrap_or_else(|| panic!("{said}")), code)
+}
+
+/// As [`tested`], with what it said besides; without a report if it was not finished.
+fn tried(policy: &str, arguments: &[&str]) -> (Option<Value>, i32, String) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("policy.json");
     std::fs::write(&file, policy).unwrap();
@@ -46,10 +52,9 @@ fn tested(policy: &str, arguments: &[&str]) -> (Value, i32) {
     let data = directory.path().join("data");
     let done = selftest(&data, &all);
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
-    let printed: Value =
-        serde_json::from_slice(&done.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    let printed: Option<Value> = serde_json::from_slice(&done.stdout).ok();
     assert_eq!(std::fs::read_dir(data.join("runs")).unwrap().count(), 0, "it leaves nothing behind");
-    (printed["report"].clone(), done.status.code().unwrap())
+    (printed.map(|printed| printed["report"].clone()), done.status.code().unwrap(), said)
 }
 
 fn cases<'a>(report: &'a Value, outcome: &str) -> Vec<&'a str> {
@@ -66,6 +71,12 @@ fn can_run_sandboxes() -> bool {
         println!("SKIP: needs root, and bailiwick-init beside bailiwick");
     }
     can
+}
+
+/// On a busy machine the gate may find first what was broken, and end the sandbox.
+#[track_caller]
+fn assert_found_by_the_gate(code: i32, said: &str) {
+    assert!(code == 1 && said.contains("the sandbox's rules do not hold"), "{code}: {said}");
 }
 
 #[track_caller]
@@ -131,11 +142,16 @@ fn a_wire_past_the_gate_is_found() {
         return;
     }
     let policy = r#"{"allow_out": ["api.example.com"]}"#;
-    let (report, code) = tested(policy, &["--sabotage", "wire", "--only", "destinations", "--only", "E"]);
-    assert_eq!((code, &report["sabotage"]), (1, &"wire".into()));
-    let holes = cases(&report, "hole");
-    for attack in ["A1", "A4", "A7", "A134", "E106", "E107"] {
-        assert!(holes.contains(&attack), "{attack}: {report:#}");
+    let (report, code, said) =
+        tried(policy, &["--sabotage", "wire", "--only", "destinations", "--only", "E"]);
+    if let Some(report) = report {
+        assert_eq!((code, &report["sabotage"]), (1, &"wire".into()));
+        let holes = cases(&report, "hole");
+        for attack in ["A1", "A4", "A7", "A134", "E106", "E107"] {
+            assert!(holes.contains(&attack), "{attack}: {report:#}");
+        }
+    } else {
+        assert_found_by_the_gate(code, &said);
     }
     // The twin, with nothing broken.
     let (report, code) = tested(policy, &["--only", "destinations", "--only", "E"]);
@@ -148,7 +164,8 @@ fn without_its_rules_a_sandbox_without_a_wire_reaches_nothing_and_that_is_found_
         return;
     }
     let policy = r#"{"allow_out": ["api.example.com"]}"#;
-    let (report, code) = tested(policy, &["--sabotage", "rules", "--only", "dns"]);
+    let (report, code, said) = tried(policy, &["--sabotage", "rules", "--only", "dns"]);
+    let Some(report) = report else { return assert_found_by_the_gate(code, &said) };
     assert_eq!((code, cases(&report, "hole").len()), (1, 0), "{report:#}");
     assert!(cases(&report, "falsely_blocked").contains(&"F0"), "{report:#}");
 }

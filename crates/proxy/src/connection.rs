@@ -304,6 +304,9 @@ impl<E: Egress> Connection<E> {
 
 /// As [`send`], to a server that nothing was sent to.
 async fn send_first(server: &mut Socket, bytes: &[u8], entry: &Entry) -> bool {
+    if bytes.is_empty() {
+        return true;
+    }
     let count = relay::count(bytes.len());
     if entry.spend(Way::Up, count).is_err() {
         return false;

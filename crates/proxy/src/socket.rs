@@ -71,7 +71,7 @@ impl Socket {
     pub(crate) fn read_at_once(&self) -> Vec<u8> {
         buffer::with(|buffer| {
             let read = net::recv(&self.stream, &mut *buffer, RecvFlags::DONTWAIT);
-            // An error, or the end, is met again when the runtime has looked.
+            // The end is met again when the runtime has looked, and after an error there is nothing else.
             let count = read.map_or(0, |(count, _)| count);
             buffer.get(..count).unwrap_or_default().to_vec()
         })

@@ -111,14 +111,15 @@ impl Attack<'_> {
         let ground = Ground::find(policy, self.names);
         let id = node.sandbox(self.options, self.options.policy.clone()).await?;
         sandboxes.push(id.clone());
-        if let Some(way) = self.options.sabotage {
-            sabotage::commit(way, &NetNs::from(node.namespace()?), self.world)
-                .context("breaking the sandbox")?;
-        }
         let start = |user| Probe::start(&node.manager, ACCOUNT, &id, user, &self.options.probe_arguments);
         let mut probes = Probes { user: start(User::User).await?, root: start(User::Root).await? };
         let next_port = Cell::new(0);
         let plan = Plan { ground: &ground, names: self.names, machine: self.machine, next_port: &next_port };
+        // As late as can be: the gate finds out by itself, too, and ends the sandbox.
+        if let Some(way) = self.options.sabotage {
+            sabotage::commit(way, &NetNs::from(node.namespace()?), self.world)
+                .context("breaking the sandbox")?;
+        }
         let mut tried = Tried::default();
         let begun = Instant::now();
         for group in Group::ALL {

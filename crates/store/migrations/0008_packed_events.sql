@@ -16,14 +16,27 @@ CREATE TABLE packed (
     outcome    TEXT
 );
 
+-- What the program never wrote does not keep it from starting: such an event cannot be read, as before, and the check of
+-- its chain tells.
 INSERT INTO packed
     SELECT id, time, sandbox_id, type, decision, host,
-        json_array(category, reason, rule, host_source, address, port, protocol, generation,
-            iif(original IS NULL, count, original ->> 0), iif(original IS NULL, last_time, original ->> 1),
-            iif(original IS NULL, bytes_up, original ->> 2), iif(original IS NULL, bytes_down, original ->> 3),
-            iif(original IS NULL, duration_ms, original ->> 4), detail),
+        CASE
+            WHEN 'blob' IN (typeof(category), typeof(reason), typeof(rule), typeof(host_source), typeof(address),
+                typeof(port), typeof(protocol), typeof(generation), typeof(count), typeof(last_time), typeof(bytes_up),
+                typeof(bytes_down), typeof(duration_ms), typeof(detail), typeof(original)) THEN 'unreadable'
+            WHEN original IS NULL THEN json_array(category, reason, rule, host_source, address, port, protocol,
+                generation, count, last_time, bytes_up, bytes_down, duration_ms, detail)
+            WHEN json_valid(original) THEN json_array(category, reason, rule, host_source, address, port, protocol,
+                generation, original ->> 0, original ->> 1, original ->> 2, original ->> 3, original ->> 4, detail)
+            ELSE 'unreadable'
+        END,
         seq, link, amended,
-        iif(original IS NULL, NULL, json_array(count, last_time, bytes_up, bytes_down, duration_ms))
+        CASE
+            WHEN original IS NULL THEN NULL
+            WHEN 'blob' IN (typeof(count), typeof(last_time), typeof(bytes_up), typeof(bytes_down),
+                typeof(duration_ms)) THEN 'unreadable'
+            ELSE json_array(count, last_time, bytes_up, bytes_down, duration_ms)
+        END
     FROM events;
 
 DROP TABLE events;

@@ -559,6 +559,30 @@ async fn what_was_inserted_after_an_upgrade_is_not_taken_for_old() {
     assert!(found.contains(&of_a(100, Problem::Unchained)), "{found:?}");
 }
 
+#[tokio::test]
+async fn what_nobody_can_read_keeps_neither_a_new_version_from_starting_nor_events_from_being_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    fill(&store).await;
+    store.close().await;
+    drop(store);
+    unpack(dir.path()).await;
+    tamper(dir.path(), "UPDATE events SET reason = x'ff' WHERE id = 10").await;
+    tamper(dir.path(), "UPDATE events SET count = x'31' WHERE id = 4").await;
+    tamper(dir.path(), "UPDATE events SET original = 'x' WHERE id = 7").await;
+    let store = open(dir.path()).await;
+    let unreadable = [4, 7, 10].map(|id| of_a(id, Problem::Unreadable));
+    assert_eq!(findings(&store).await, unreadable);
+    let refused = store.events().query(&EventQuery { limit: Some(1000), ..EventQuery::default() }).await;
+    assert!(matches!(refused, Err(StoreError::Decode { what: "event", column: "body", .. })), "{refused:?}");
+    update(&store, vec![finished(10, 1), finished(13, 1), repeated(4, 7)]).await;
+    insert(&store, [event(90, Some("sbx-a"))]).await;
+    assert_eq!(findings(&store).await, unreadable);
+    let later = EventQuery { since: Some(at(12)), ..EventQuery::default() };
+    let page = store.events().query(&later).await.unwrap();
+    assert!(page.events.iter().any(|event| (event.id, event.bytes_up) == (13, Some(1))), "{page:?}");
+}
+
 #[test]
 fn a_hash_is_64_hexadecimal_digits() {
     let text = "00ff".repeat(16);

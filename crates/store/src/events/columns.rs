@@ -13,7 +13,6 @@ use sqlx::{Row, sqlite::SqliteRow};
 use super::{EventRecord, EventUpdate, statement::Value};
 use crate::{
     StoreError,
-    error::doing,
     value::{json, micros, signed},
 };
 
@@ -154,9 +153,10 @@ pub(super) fn outcome(values: &Values<'_>) -> Outcome {
 ///
 /// # Errors
 /// [`StoreError::Decode`] names what cannot be read.
-pub(super) fn read(row: &SqliteRow, action: &'static str) -> Result<EventRecord, StoreError> {
-    let mut values = stored(row).map_err(doing(action))?;
-    if let Some(outcome) = amended(row).map_err(doing(action))? {
+pub(super) fn read(row: &SqliteRow) -> Result<EventRecord, StoreError> {
+    let event = Event(row.try_get("id").unwrap_or_default());
+    let mut values = stored(row).map_err(|error| event.undecoded(error))?;
+    if let Some(outcome) = amended(row).map_err(|error| event.undecoded(error))? {
         for (value, number) in values[OUTCOME].iter_mut().zip(outcome) {
             *value = number.into();
         }
@@ -183,7 +183,6 @@ pub(super) fn read(row: &SqliteRow, action: &'static str) -> Result<EventRecord,
         duration_ms,
         detail,
     ] = values;
-    let event = Event(if let Value::Integer(id) = id { id } else { 0 });
     Ok(EventRecord {
         id: event.required("id", event.number("id", id)?)?,
         time: event.required("time", event.time("time", time)?)?,
@@ -289,6 +288,14 @@ impl Event {
     ) -> Result<Option<T>, StoreError> {
         let word = text(value).map(|text| serde_json::from_value(text.into())).transpose();
         word.map_err(|error| self.unreadable(field, error))
+    }
+
+    fn undecoded(&self, error: sqlx::Error) -> StoreError {
+        let sqlx::Error::ColumnDecode { index, source } = error else {
+            return self.unreadable("body", error);
+        };
+        let column = COLUMNS.into_iter().chain(FIELDS).find(|column| *column == index);
+        self.unreadable(column.unwrap_or("outcome"), source)
     }
 
     fn unreadable(&self, column: &'static str, detail: impl ToString) -> StoreError {

@@ -88,7 +88,7 @@ pub(super) async fn run(pool: &SqlitePool, query: &EventQuery) -> Result<EventPa
     select.push_bind(i64::from(limit) + 1);
 
     let rows = select.build().fetch_all(pool).await.map_err(doing(ACTION))?;
-    let mut events = rows.iter().map(|row| columns::read(row, ACTION)).collect::<Result<Vec<_>, _>>()?;
+    let mut events = rows.iter().map(columns::read).collect::<Result<Vec<_>, _>>()?;
     let page = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = events.len() > page;
     events.truncate(page);

@@ -87,7 +87,7 @@ async fn amend(
     AMEND.execute(connection, rows.into_iter()).await
 }
 
-/// The events that are to be changed, by id; those that are not there any more are left out.
+/// The events that are to be changed, by id; those that are not there any more, or cannot be read, are left out.
 async fn find(
     connection: &mut SqliteConnection,
     updates: &[EventUpdate],
@@ -98,15 +98,15 @@ async fn find(
     let ids: Vec<_> = updates.iter().map(|update| signed(update.id())).collect();
     let select = "SELECT events.* FROM (SELECT DISTINCT value FROM json_each(?)) AS wanted JOIN events ON events.id = wanted.value";
     let rows = sqlx::query(select).bind(json(&ids)).fetch_all(connection).await?;
-    rows.iter()
-        .map(|row| {
-            let before = match columns::amended(row)? {
-                Some(outcome) => outcome,
-                None => columns::outcome(&columns::stored(row)?),
-            };
-            let stream: Option<String> = row.try_get("sandbox_id")?;
-            let event = Amended { stream: stream.unwrap_or(SERVICE.to_owned()), before, after: before };
-            Ok((row.try_get("id")?, event))
-        })
-        .collect()
+    let read = |row| {
+        let before = match columns::amended(row)? {
+            Some(outcome) => outcome,
+            None => columns::outcome(&columns::stored(row)?),
+        };
+        let stream: Option<String> = row.try_get("sandbox_id")?;
+        let event = Amended { stream: stream.unwrap_or(SERVICE.to_owned()), before, after: before };
+        Ok::<_, sqlx::Error>((row.try_get("id")?, event))
+    };
+    // One that cannot be read, which the check of its chain tells, must not keep all others from being written.
+    Ok(rows.iter().filter_map(|row| read(row).ok()).collect())
 }
