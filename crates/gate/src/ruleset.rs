@@ -14,8 +14,8 @@ use policy::{KernelDefault, KernelView};
 
 use crate::{
     addresses::{
-        DIVERT_MARK, DNS_PORT, GATE_V4, GATE_V6, LOG_GROUP, ProxyPorts, RESOLVER_PORT, SANDBOX_V4,
-        SANDBOX_V6, Slot, TABLE, WEB_PORTS, WIRE,
+        DIVERT_MARK, DNS_PORT, GATE_V4, GATE_V6, LOG_GROUP, RESOLVER_PORT, SANDBOX_V4, SANDBOX_V6, Slot,
+        TABLE, WIRE,
     },
     fence::{Direction, EntrySets, Side, add_networks, set_name},
     ports::PortSet,
@@ -31,8 +31,8 @@ pub(crate) struct Ruleset<'a> {
     pub(crate) ipv6: bool,
     /// The wire, if there is one, or was one: its addresses stay.
     pub(crate) slot: Option<Slot>,
-    /// The ports at which the proxy listens.
-    pub(crate) proxy: ProxyPorts,
+    /// The port at which the proxy listens.
+    pub(crate) proxy_port: u16,
     /// The port at which the resolver receives datagrams.
     pub(crate) dns_port: u16,
 }
@@ -191,35 +191,15 @@ impl Ruleset<'_> {
         let chain = "prerouting";
         let v4 = || V4::rule().iifname("lo").mark(DIVERT_MARK);
         let v6 = || V6::rule().iifname("lo").mark(DIVERT_MARK);
-        let (dns, datagrams, proxy) = (DNS_PORT, self.dns_port, self.proxy);
+        let (dns, datagrams, proxy) = (DNS_PORT, self.dns_port, self.proxy_port);
         if self.slot.is_some() {
             batch.add_rule(table, chain, rule().iifname(WIRE).accept());
         }
-        // What is the most comes first: the proxy's answers, and what they answer to.
         batch
+            .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy).accept())
             .add_rule(table, chain, V4::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V4).accept())
-            .add_rule(
-                table,
-                chain,
-                V6::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V6).accept(),
-            );
-        for port in WEB_PORTS {
-            let web = proxy.web;
-            batch
-                .add_rule(
-                    table,
-                    chain,
-                    v4().tcp().daddr_not(GATE_V4).dport(port).tproxy(GATE_V4, web).accept(),
-                )
-                .add_rule(
-                    table,
-                    chain,
-                    v6().tcp().daddr_not(GATE_V6).dport(port).tproxy(GATE_V6, web).accept(),
-                );
-        }
-        batch
-            .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy.other).accept())
-            .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy.other).accept())
+            .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy).accept())
+            .add_rule(table, chain, V6::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V6).accept())
             .add_rule(table, chain, v4().udp().dport(dns).tproxy(GATE_V4, datagrams).accept())
             .add_rule(table, chain, v6().udp().dport(dns).tproxy(GATE_V6, datagrams).accept())
             .add_rule(

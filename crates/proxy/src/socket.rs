@@ -66,8 +66,7 @@ impl Socket {
         Ok(Self::new(stream))
     }
 
-    /// What has come already. The runtime would have to look for it first, and a connection to the web is accepted when
-    /// there is something to read.
+    /// What has come already, which the runtime would have to look for first.
     pub(crate) fn read_at_once(&self) -> Vec<u8> {
         buffer::with(|buffer| {
             let read = net::recv(&self.stream, &mut *buffer, RecvFlags::DONTWAIT);
