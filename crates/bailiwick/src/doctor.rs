@@ -18,7 +18,7 @@ use crate::{
 
 /// The oldest kernel with idmapped mounts below overlayfs.
 const OLDEST_KERNEL: (u32, u32) = (5, 19);
-/// Descriptors below which only few sandboxes can live: about ten each.
+/// Descriptors below which only few sandboxes can live: about fifteen each.
 const FEW_DESCRIPTORS: u64 = 4096;
 
 /// All there is to say, as JSON.
@@ -203,7 +203,7 @@ fn descriptors() -> Finding {
         Some(limit) if limit < FEW_DESCRIPTORS => warning(
             "descriptors",
             format!("at most {limit}"),
-            "raise the limit (LimitNOFILE= in a unit): a sandbox takes about ten",
+            "raise the limit (LimitNOFILE= in a unit): a sandbox takes about fifteen",
         ),
         Some(limit) => ok("descriptors", format!("at most {limit}")),
         None => ok("descriptors", "unlimited"),

@@ -22,8 +22,21 @@ pub(crate) const FIRST_PORT: &str = "15";
 pub(crate) const PROOF_PORT: u16 = 1;
 /// The port that the resolver's connections are diverted to, and its datagrams if something in the sandbox has port 53.
 pub(crate) const RESOLVER_PORT: u16 = 2;
-/// Ports the proxy may listen on: the first that is free, of those that IANA has assigned to nobody.
-pub(crate) const PROXY_PORTS: [u16; 6] = [4, 6, 8, 10, 12, 14];
+/// Ports the proxy may listen on, for the web and for all else: the first pair that is free, of those that IANA has
+/// assigned to nobody.
+pub(crate) const PROXY_PORTS: [ProxyPorts; 3] =
+    [ProxyPorts { web: 4, other: 6 }, ProxyPorts { web: 8, other: 10 }, ProxyPorts { web: 12, other: 14 }];
+/// The ports of the web, at which no server speaks first.
+pub(crate) const WEB_PORTS: [u16; 2] = [443, 80];
+
+/// Where the proxy listens in a sandbox's namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProxyPorts {
+    /// For connections to the [`WEB_PORTS`]: they are accepted when their client has sent something.
+    pub(crate) web: u16,
+    /// For all others, whose server may have to speak first.
+    pub(crate) other: u16,
+}
 
 /// The mark of packets that turn round to the resolver or the proxy.
 pub(crate) const DIVERT_MARK: u32 = 1;
@@ -195,9 +208,10 @@ mod tests {
 
     #[test]
     fn the_ports_of_the_gate_are_different_and_nobody_elses() {
-        let mut ports = [&[PROOF_PORT, RESOLVER_PORT][..], &PROXY_PORTS].concat();
+        let proxy = PROXY_PORTS.into_iter().flat_map(|ports| [ports.web, ports.other]);
+        let mut ports: Vec<_> = [PROOF_PORT, RESOLVER_PORT].into_iter().chain(proxy).collect();
         ports.dedup();
-        assert_eq!(ports.len(), 2 + PROXY_PORTS.len());
+        assert_eq!(ports.len(), 2 + 2 * PROXY_PORTS.len());
         let first: u16 = FIRST_PORT.parse().unwrap();
         assert!(ports.is_sorted() && ports.iter().all(|port| *port < first));
     }

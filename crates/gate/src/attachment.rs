@@ -58,8 +58,8 @@ pub(crate) struct Listeners {
     pub(crate) log: LogSocket,
     pub(crate) dns_udp: [Datagrams; 2],
     pub(crate) dns_tcp: [TcpListener; 2],
-    /// Those of each address family.
-    pub(crate) proxy: [Vec<TcpListener>; 2],
+    /// In groups, within which the kernel spreads connections.
+    pub(crate) proxy: Vec<Vec<TcpListener>>,
 }
 
 impl Attachment {
@@ -193,10 +193,7 @@ impl Attachment {
         let (egress, stop) = (Arc::clone(sandbox), self.member.stop.clone());
         let (flows, limits) = (Arc::clone(&sandbox.flows), config.limits.flows);
         let workers = self.shared.workers.clone();
-        self.spawn(
-            "the proxy",
-            async move { workers.serve(proxy.into(), egress, flows, limits, stop).await },
-        );
+        self.spawn("the proxy", async move { workers.serve(proxy, egress, flows, limits, stop).await });
         Ok(())
     }
 

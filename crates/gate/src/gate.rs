@@ -438,7 +438,7 @@ impl Shared {
         let sandbox = Sandbox::new(
             namespace,
             interior.filter,
-            [interior.dns_port, interior.proxy_port],
+            (interior.dns_port, interior.proxy_ports),
             first,
             request.audit,
             Shares {

@@ -15,7 +15,7 @@ use crate::{
     GateError,
     addresses::{
         DIVERT_MARK, DIVERT_TABLE, DNS_PORT, FIRST_PORT, LOG_GROUP, LOOPBACK_METRIC, OWN_MARK, PROXY_PORTS,
-        RESOLVER_PORT, SANDBOX_V4, SANDBOX_V6, WIRE, everything, gate_sockets, is_wire_address,
+        ProxyPorts, RESOLVER_PORT, SANDBOX_V4, SANDBOX_V6, WIRE, everything, gate_sockets, is_wire_address,
         resolver_sockets,
     },
     ruleset::SNAPLEN,
@@ -31,10 +31,10 @@ pub(crate) struct Interior {
     /// The port of `dns_udp`.
     pub(crate) dns_port: u16,
     pub(crate) dns_tcp: [TcpListener; 2],
-    /// Those of each address family.
-    pub(crate) proxy: [Vec<TcpListener>; 2],
-    /// The port of `proxy`.
-    pub(crate) proxy_port: u16,
+    /// In groups, within which the kernel spreads connections: those of each address family and port.
+    pub(crate) proxy: Vec<Vec<TcpListener>>,
+    /// The ports of `proxy`.
+    pub(crate) proxy_ports: ProxyPorts,
 }
 
 const WHOSE: &str = "the sandbox";
@@ -68,7 +68,7 @@ impl Interior {
             timeout: Duration::from_millis(10),
             ..LogConfig::default()
         };
-        let (proxy_port, proxy) = listen_on_a_free_port()?;
+        let (proxy_ports, proxy) = listen_on_free_ports()?;
         let (dns_port, dns_udp) = resolver_datagrams()?;
         Ok(Self {
             filter: nft::Connection::open().map_err(|error| GateError::Rules(WHOSE, error))?,
@@ -77,7 +77,7 @@ impl Interior {
             dns_port,
             dns_tcp: both(gate_sockets(RESOLVER_PORT), |address| listen(address, DNS_BACKLOG))?,
             proxy,
-            proxy_port,
+            proxy_ports,
         })
     }
 }
@@ -85,8 +85,11 @@ impl Interior {
 const DNS_BACKLOG: i32 = 64;
 const PROXY_BACKLOG: i32 = 1024;
 /// On how many of the proxies' threads a sandbox's connections are spread: so many, so that one that is busy does not
-/// hold up all others, and no more, because each costs every sandbox two sockets.
+/// hold up all others, and no more, because each costs every sandbox four sockets.
 const PROXY_LISTENERS: usize = 2;
+/// A client of the web that says nothing for so long is accepted all the same, and has the time then that all have for
+/// their first bytes. A proxy that hears of others when there is something to read is woken once for each and not twice.
+const SILENCE: Duration = Duration::from_secs(1);
 
 fn own_addresses() -> [IpAddr; 2] {
     [SANDBOX_V4.into(), SANDBOX_V6.into()]
@@ -182,17 +185,27 @@ fn forget_wires() -> Result<(), netns::Error> {
     Ok(())
 }
 
-fn listen_on_a_free_port() -> Result<(u16, [Vec<TcpListener>; 2]), GateError> {
+fn listen_on_free_ports() -> Result<(ProxyPorts, Vec<Vec<TcpListener>>), GateError> {
     let mut taken = None;
-    for port in PROXY_PORTS {
-        match both(gate_sockets(port), listen_as_several) {
+    for ports in PROXY_PORTS {
+        match proxy_listeners(ports) {
             Err(GateError::Listen { address, source }) if source.kind() == io::ErrorKind::AddrInUse => {
                 taken = Some(GateError::Listen { address, source });
             }
-            other => return other.map(|listeners| (port, listeners)),
+            other => return other.map(|listeners| (ports, listeners)),
         }
     }
-    Err(taken.expect("there is a port, and it was either listened on or taken"))
+    Err(taken.expect("there are ports, and they were either listened on or taken"))
+}
+
+fn proxy_listeners(ports: ProxyPorts) -> Result<Vec<Vec<TcpListener>>, GateError> {
+    let web = both(gate_sockets(ports.web), |address| {
+        let listeners = listen_as_several(address)?;
+        listeners.iter().try_for_each(|listener| sys::net::defer_accept(listener, SILENCE))?;
+        Ok(listeners)
+    })?;
+    let other = both(gate_sockets(ports.other), listen_as_several)?;
+    Ok([web, other].into_iter().flatten().collect())
 }
 
 fn listen_as_several(address: SocketAddr) -> io::Result<Vec<TcpListener>> {

@@ -14,8 +14,8 @@ use policy::{KernelDefault, KernelView};
 
 use crate::{
     addresses::{
-        DIVERT_MARK, DNS_PORT, GATE_V4, GATE_V6, LOG_GROUP, RESOLVER_PORT, SANDBOX_V4, SANDBOX_V6, Slot,
-        TABLE, WIRE,
+        DIVERT_MARK, DNS_PORT, GATE_V4, GATE_V6, LOG_GROUP, ProxyPorts, RESOLVER_PORT, SANDBOX_V4,
+        SANDBOX_V6, Slot, TABLE, WEB_PORTS, WIRE,
     },
     fence::{Direction, EntrySets, Side, add_networks, set_name},
     ports::PortSet,
@@ -31,8 +31,8 @@ pub(crate) struct Ruleset<'a> {
     pub(crate) ipv6: bool,
     /// The wire, if there is one, or was one: its addresses stay.
     pub(crate) slot: Option<Slot>,
-    /// The port at which the proxy listens.
-    pub(crate) proxy_port: u16,
+    /// The ports at which the proxy listens.
+    pub(crate) proxy: ProxyPorts,
     /// The port at which the resolver receives datagrams.
     pub(crate) dns_port: u16,
 }
@@ -71,6 +71,7 @@ impl Ruleset<'_> {
             .add_chain(&table, &Chain::regular("permit"))
             .add_chain(&table, &Chain::regular("divert"))
             .add_chain(&table, &Chain::regular("refuse"))
+            .add_chain(&table, &Chain::regular("reject"))
             .add_chain(&table, &Chain::regular("report"))
             .add_chain(&table, &Chain::regular("quiet"))
             .add_chain(&table, &hook("output", self.output_type(), Hook::Output, priority::MANGLE))
@@ -81,6 +82,7 @@ impl Ruleset<'_> {
             .add_rule(&table, "permit", rule().accept())
             .add_rule(&table, "divert", rule().set_mark(DIVERT_MARK).accept());
         refuse(&mut batch, &table);
+        reject(&mut batch, &table);
         self.sets(&mut batch, &table);
         self.output(&mut batch, &table);
         self.prerouting(&mut batch, &table);
@@ -191,15 +193,35 @@ impl Ruleset<'_> {
         let chain = "prerouting";
         let v4 = || V4::rule().iifname("lo").mark(DIVERT_MARK);
         let v6 = || V6::rule().iifname("lo").mark(DIVERT_MARK);
-        let (dns, datagrams, proxy) = (DNS_PORT, self.dns_port, self.proxy_port);
+        let (dns, datagrams, proxy) = (DNS_PORT, self.dns_port, self.proxy);
         if self.slot.is_some() {
             batch.add_rule(table, chain, rule().iifname(WIRE).accept());
         }
+        // What is the most comes first: the proxy's answers, and what they answer to.
         batch
-            .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy).accept())
             .add_rule(table, chain, V4::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V4).accept())
-            .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy).accept())
-            .add_rule(table, chain, V6::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V6).accept())
+            .add_rule(
+                table,
+                chain,
+                V6::rule().iifname("lo").mark_not(DIVERT_MARK).daddr(SANDBOX_V6).accept(),
+            );
+        for port in WEB_PORTS {
+            let web = proxy.web;
+            batch
+                .add_rule(
+                    table,
+                    chain,
+                    v4().tcp().daddr_not(GATE_V4).dport(port).tproxy(GATE_V4, web).accept(),
+                )
+                .add_rule(
+                    table,
+                    chain,
+                    v6().tcp().daddr_not(GATE_V6).dport(port).tproxy(GATE_V6, web).accept(),
+                );
+        }
+        batch
+            .add_rule(table, chain, v4().tcp().daddr_not(GATE_V4).tproxy(GATE_V4, proxy.other).accept())
+            .add_rule(table, chain, v6().tcp().daddr_not(GATE_V6).tproxy(GATE_V6, proxy.other).accept())
             .add_rule(table, chain, v4().udp().dport(dns).tproxy(GATE_V4, datagrams).accept())
             .add_rule(table, chain, v6().udp().dport(dns).tproxy(GATE_V6, datagrams).accept())
             .add_rule(
@@ -213,8 +235,8 @@ impl Ruleset<'_> {
                 v6().tcp().daddr(GATE_V6).dport(dns).tproxy(GATE_V6, RESOLVER_PORT).accept(),
             )
             // What is left has turned round for want of another way: a daemon, or a wire.
-            .add_rule(table, chain, V4::rule().iifname("lo").daddr_not_in("own4").goto("refuse"))
-            .add_rule(table, chain, V6::rule().iifname("lo").daddr_not_in("own6").goto("refuse"));
+            .add_rule(table, chain, V4::rule().iifname("lo").daddr_not_in("own4").goto("reject"))
+            .add_rule(table, chain, V6::rule().iifname("lo").daddr_not_in("own6").goto("reject"));
     }
 }
 
@@ -273,20 +295,32 @@ const ICMPV6_LISTENERS: std::ops::RangeInclusive<u8> = 130..=132;
 const ICMPV6_NEIGHBOURS: std::ops::RangeInclusive<u8> = 133..=137;
 const ICMPV6_MLDV2: u8 = 143;
 
-/// Counted and logged (of TCP only the opening packet: the rest are no attempts), answered so that nobody waits.
+/// What the output refuses. A connection to the web may have been made and not accepted yet, because its client has said
+/// nothing: whatever a new policy, or the end of its binding, does to it then, the proxy hears of it, judges it and records
+/// that. The kernel resets what is no connection.
 fn refuse(batch: &mut Batch, table: &Table) {
+    for port in WEB_PORTS {
+        batch.add_rule(table, "refuse", rule().tcp().dport(port).tcp_flags(SYN, 0).goto("divert"));
+    }
+    batch.add_rule(table, "refuse", rule().goto("reject"));
+}
+
+/// Counted and logged (of TCP only the opening packet: the rest are no attempts), answered so that nobody waits.
+fn reject(batch: &mut Batch, table: &Table) {
     let log = Log { group: LOG_GROUP, prefix: String::new(), snaplen: SNAPLEN, qthreshold: 0 };
     batch
         .add_rule(table, "report", rule().count(REFUSED).end())
         .add_rule(table, "report", rule().limit_per_second(LOG_RATE, LOG_BURST).log(&log).ret())
         .add_rule(table, "report", rule().count(UNLOGGED).end())
-        .add_rule(table, "refuse", rule().tcp().syn().jump("report"))
-        .add_rule(table, "refuse", rule().l4proto_not(TCP).jump("report"))
-        .add_rule(table, "refuse", rule().tcp().reset())
-        .add_rule(table, "refuse", rule().reject(Unreachable::AdminProhibited));
+        .add_rule(table, "reject", rule().tcp().syn().jump("report"))
+        .add_rule(table, "reject", rule().l4proto_not(TCP).jump("report"))
+        .add_rule(table, "reject", rule().tcp().reset())
+        .add_rule(table, "reject", rule().reject(Unreachable::AdminProhibited));
 }
 
 const TCP: u8 = 6;
+/// The flag of a segment that opens a connection (RFC 9293).
+const SYN: u8 = 0x02;
 
 fn bound_sets<F: Side>(batch: &mut Batch, table: &Table) {
     batch

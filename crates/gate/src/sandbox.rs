@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::{
     GateError, Limits,
-    addresses::Slot,
+    addresses::{ProxyPorts, Slot},
     bindings::{Bindings, Change},
     events::{self, Known, Policies},
     ledger::Ledger,
@@ -47,7 +47,7 @@ pub(crate) struct Sandbox {
     kernel: Arc<Mutex<Kernel>>,
     sinks: Mutex<Sinks>,
     dns_port: u16,
-    proxy_port: u16,
+    proxy: ProxyPorts,
     /// Refusals that the daemon asks for.
     pub(crate) expected: Expected,
     /// Told when something makes the rules suspect, so that they are tried again.
@@ -84,7 +84,7 @@ impl Sandbox {
     pub(crate) fn new(
         namespace: NetNs,
         filter: nft::Connection,
-        [dns_port, proxy_port]: [u16; 2],
+        (dns_port, proxy): (u16, ProxyPorts),
         first: InForce,
         recorder: Recorder,
         shares: Shares,
@@ -105,7 +105,7 @@ impl Sandbox {
             })),
             sinks: Mutex::default(),
             dns_port,
-            proxy_port,
+            proxy,
             expected: Expected::default(),
             suspect: Notify::new(),
         }
@@ -127,7 +127,7 @@ impl Sandbox {
             floor: &floor,
             ipv6: node.ipv6,
             slot,
-            proxy_port: self.proxy_port,
+            proxy: self.proxy,
             dns_port: self.dns_port,
         };
         let mut kernel = self.kernel.lock();

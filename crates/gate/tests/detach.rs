@@ -20,7 +20,7 @@ fn a_detached_sandbox_leaves_nothing_and_reaches_nothing() {
         let before = descriptors();
         let sandbox = lab.allowing(&["api.github.com"]).await;
         // The resolver takes a moment to close what the proof of the rules connected to it.
-        back_to(before + 11).await;
+        back_to(before + 15).await;
         sandbox.lookup("api.github.com").await;
         let inside = sandbox.namespace();
         sandbox.0.detach().await;

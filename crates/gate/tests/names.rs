@@ -271,6 +271,39 @@ fn a_tighter_policy_holds_for_the_next_connection_and_cuts_the_one_that_is_open(
     });
 }
 
+#[test]
+fn a_connection_that_has_said_nothing_is_judged_by_the_policy_in_force_when_it_speaks() {
+    const ALLOWED: &str = "104.16.1.1";
+    const PERMITTING: [&[&str]; 2] = [&["allowed.test", "sib.test"], &["allowed.test", "93.184.216.0/24"]];
+    const REFUSING: [&[&str]; 2] = [&["sib.test"], &["sib.test", "93.184.216.0/24"]];
+    let permitting = PERMITTING.map(|entries| (allow(entries), true));
+    let refusing = REFUSING.map(|entries| (allow(entries), false));
+    let denying =
+        [deny(&["0.0.0.0/0"]), deny(&["104.16.0.0/16", "2606:4700::/32"])].map(|spec| (spec, false));
+    for (spec, is_permitted) in [&permitting[..], &refusing, &denying].concat() {
+        lab::run(|lab| async move {
+            let sandbox = lab.allowing(&["allowed.test"]).await;
+            sandbox.lookup("allowed.test").await;
+            let silent = sandbox.connect(&format!("{ALLOWED}:80")).await.unwrap();
+            sandbox.set_policy(&lab, &spec).await;
+            let answer = sandbox.run(move || lab::get(silent, "allowed.test")).await.unwrap();
+            let status = if is_permitted { "HTTP/1.1 200" } else { "HTTP/1.1 403" };
+            assert!(answer.starts_with(status), "{spec:?}: {answer}");
+            assert_eq!(lab.seen_at(ALLOWED) > 0, is_permitted, "{spec:?}");
+            let mut events = lab.events(&sandbox).await;
+            events.retain(|event| event.kind.starts_with("egress_"));
+            let [event] = &events[..] else { panic!("{spec:?}: one event: {events:#?}") };
+            assert_eq!((event.count, event.host.as_deref()), (1, Some("allowed.test")), "{spec:?}");
+            assert_eq!(
+                event.kind,
+                if is_permitted { "egress_allowed" } else { "egress_blocked" },
+                "{spec:?}"
+            );
+            assert_eq!(event.generation, Some(2), "{spec:?}");
+        });
+    }
+}
+
 async fn echo_once(
     sandbox: &lab::Sandbox,
     one: std::net::TcpStream,

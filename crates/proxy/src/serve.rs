@@ -47,7 +47,7 @@ pub struct Limits {
     pub max_half_open: usize,
     /// The most bytes in the sandbox's life.
     pub bytes: ByteLimits,
-    /// How long a client may take from connecting to a complete ClientHello or request head, and for each further
+    /// How long a client may take from being accepted to a complete ClientHello or request head, and for each further
     /// request head from its first byte.
     pub peek_timeout: Duration,
     /// The most bytes of a ClientHello or a request head.

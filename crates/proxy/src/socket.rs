@@ -66,7 +66,8 @@ impl Socket {
         Ok(Self::new(stream))
     }
 
-    /// What has come already, which the runtime would have to look for first.
+    /// What has come already. The runtime would have to look for it first, and a connection to the web is accepted when
+    /// there is something to read.
     pub(crate) fn read_at_once(&self) -> Vec<u8> {
         buffer::with(|buffer| {
             let read = net::recv(&self.stream, &mut *buffer, RecvFlags::DONTWAIT);

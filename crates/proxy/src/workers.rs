@@ -18,7 +18,7 @@ use crate::{Egress, Flows, Limits, serve, turns::Turns};
 /// Threads for [`serve`], each with a runtime of its own. A clone is the same threads; they end with the last one.
 ///
 /// All flows of one listener stay on one thread: no connection is handed from core to core, which costs more than
-/// all the rest of setting it up, and no sandbox takes more cores for its flows than it has listeners for an address family.
+/// all the rest of setting it up, and no sandbox takes more cores for its flows than it has listeners at a port.
 #[derive(Clone, Debug)]
 pub struct Workers {
     workers: Arc<[Worker]>,

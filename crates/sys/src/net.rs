@@ -67,6 +67,16 @@ pub fn bind_transparent_udp(address: SocketAddr, mark: u32) -> io::Result<UdpSoc
     Ok(UdpSocket::from(socket))
 }
 
+/// Sets `TCP_DEFER_ACCEPT` on a listener: a connection is accepted when its client has sent something, or ended its
+/// stream, and of a silent one only after `limit` (rounded up to when the kernel would repeat its answer: 1, 3, 7 s, …).
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn defer_accept(listener: impl AsFd, limit: Duration) -> io::Result<()> {
+    let seconds = u32::try_from(limit.as_secs()).unwrap_or(u32::MAX);
+    set_option(listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, seconds)
+}
+
 /// Sets `SO_MARK`: the mark of every packet the socket sends. Needs `CAP_NET_ADMIN`.
 ///
 /// # Errors
@@ -163,9 +173,10 @@ mod tests {
     use std::{
         io::{ErrorKind, Read, Write},
         net::{SocketAddr, TcpListener, TcpStream},
+        time::Duration,
     };
 
-    use super::{answers, bind_transparent_udp, listen_transparent, set_unsent_limit};
+    use super::{answers, bind_transparent_udp, defer_accept, listen_transparent, set_unsent_limit};
     use crate::netns::NetNs;
 
     #[test]
@@ -192,6 +203,26 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_connection_is_accepted_when_its_client_has_sent_something_and_elsewhere_at_once() {
+        let [deferring, other] = [true, false].map(|defers| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            if defers {
+                defer_accept(&listener, Duration::from_secs(60)).unwrap();
+            }
+            listener
+        });
+        let connect = |listener: &TcpListener| TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut client = connect(&deferring);
+        deferring.set_nonblocking(true).unwrap();
+        assert_eq!(deferring.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        client.write_all(b"x").unwrap();
+        deferring.set_nonblocking(false).unwrap();
+        deferring.accept().unwrap();
+        let _silent = connect(&other);
+        other.accept().unwrap();
     }
 
     #[test]
