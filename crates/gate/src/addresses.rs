@@ -26,13 +26,11 @@ pub(crate) const RESOLVER_PORT: u16 = 2;
 /// assigned to nobody.
 pub(crate) const PROXY_PORTS: [ProxyPorts; 3] =
     [ProxyPorts { web: 4, other: 6 }, ProxyPorts { web: 8, other: 10 }, ProxyPorts { web: 12, other: 14 }];
-/// The ports of the web, at which no server speaks first.
-pub(crate) const WEB_PORTS: [u16; 2] = [443, 80];
 
 /// Where the proxy listens in a sandbox's namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProxyPorts {
-    /// For connections to the [`WEB_PORTS`]: they are accepted when their client has sent something.
+    /// For connections to the [`proxy::WEB_PORTS`]: they are accepted when their client has sent something.
     pub(crate) web: u16,
     /// For all others, whose server may have to speak first.
     pub(crate) other: u16,

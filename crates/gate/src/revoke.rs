@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Destroys the connections that went by the wire under `before` and may not under `now`, and records them; and
-/// those through the proxy whose destination goes by the wire now.
+/// those through the proxy whose packets would go by the wire now.
 pub(crate) fn cut(sandbox: &Sandbox, before: &InForce, now: &InForce) -> Result<(), GateError> {
     destroy(sandbox, now.generation, |socket| judge(socket, before, now))
 }
@@ -81,8 +81,12 @@ fn judge(socket: &SocketEntry, before: &InForce, now: &InForce) -> Option<Option
     }
 }
 
-/// Whether the kernel forwards the socket's packets by the wire, which it does by address alone.
+/// Whether the kernel forwards the socket's packets by the wire, which it does by address alone: unless it is a connection
+/// through the proxy that is older than the wire, and goes on there.
 fn is_wired(socket: &SocketEntry, in_force: &InForce) -> bool {
+    if socket.transport == Transport::Tcp && is_inner(socket.local.ip()) {
+        return false;
+    }
     in_force.policy.topology() == Topology::Wire && in_force.policy.judge(&flow(socket)).is_allowed()
 }
 
@@ -92,8 +96,15 @@ fn is_dns(socket: &SocketEntry) -> bool {
 }
 
 fn is_own(address: IpAddr) -> bool {
-    let own: [IpAddr; 4] = [GATE_V4.into(), GATE_V6.into(), SANDBOX_V4.into(), SANDBOX_V6.into()];
-    address.is_loopback() || address.is_unspecified() || own.contains(&address) || is_wire_address(address)
+    let gate: [IpAddr; 2] = [GATE_V4.into(), GATE_V6.into()];
+    let is_local = address.is_loopback() || address.is_unspecified() || is_wire_address(address);
+    is_local || is_inner(address) || gate.contains(&address)
+}
+
+/// Whether it is an address that the sandbox has without a wire, and that does not leave by one.
+fn is_inner(address: IpAddr) -> bool {
+    let inner: [IpAddr; 2] = [SANDBOX_V4.into(), SANDBOX_V6.into()];
+    inner.contains(&address)
 }
 
 fn flow(socket: &SocketEntry) -> Flow<'static> {

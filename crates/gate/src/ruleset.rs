@@ -7,15 +7,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nft::{
-    AddressRange, Batch, Chain, ChainType, Field, Hook, Log, Policy, Set, Table, Unreachable, V4, V6,
-    priority, rule,
+    AddressRange, Batch, Chain, ChainType, Field, Hook, Log, Match, Policy, Set, Table, Tcp, Unreachable, V4,
+    V6, priority, rule,
 };
 use policy::{KernelDefault, KernelView};
+use proxy::WEB_PORTS;
 
 use crate::{
     addresses::{
         DIVERT_MARK, DNS_PORT, GATE_V4, GATE_V6, LOG_GROUP, ProxyPorts, RESOLVER_PORT, SANDBOX_V4,
-        SANDBOX_V6, Slot, TABLE, WEB_PORTS, WIRE,
+        SANDBOX_V6, Slot, TABLE, WIRE,
     },
     fence::{Direction, EntrySets, Side, add_networks, set_name},
     ports::PortSet,
@@ -76,7 +77,18 @@ impl Ruleset<'_> {
             .add_chain(&table, &Chain::regular("quiet"))
             .add_chain(&table, &hook("output", self.output_type(), Hook::Output, priority::MANGLE))
             .add_chain(&table, &hook("prerouting", ChainType::Filter, Hook::Prerouting, priority::MANGLE))
-            // An address that does not leave this namespace: the uplink would drop it, and nobody would be told.
+            // An address that does not leave this namespace. What has it is a connection through the proxy that is older than
+            // the wire, and goes on there; anything else the uplink would drop, and nobody would be told.
+            .add_rule(
+                &table,
+                "permit",
+                carries_on(V4::rule().oifname(WIRE).saddr(SANDBOX_V4).tcp()).goto("divert"),
+            )
+            .add_rule(
+                &table,
+                "permit",
+                carries_on(V6::rule().oifname(WIRE).saddr(SANDBOX_V6).tcp()).goto("divert"),
+            )
             .add_rule(&table, "permit", V4::rule().oifname(WIRE).saddr(SANDBOX_V4).goto("refuse"))
             .add_rule(&table, "permit", V6::rule().oifname(WIRE).saddr(SANDBOX_V6).goto("refuse"))
             .add_rule(&table, "permit", rule().accept())
@@ -147,7 +159,9 @@ impl Ruleset<'_> {
             // The other half. That it stands before the floor lets nothing out: it leads to the proxy, and what is
             // on the floor is never bound.
             divert_bound::<V4>(batch, table, chain);
-            divert_bound::<V6>(batch, table, chain);
+            if self.ipv6 {
+                divert_bound::<V6>(batch, table, chain);
+            }
         }
         batch
             .add_rule(table, chain, V4::rule().oifname("lo").daddr_in("own4").accept())
@@ -165,7 +179,7 @@ impl Ruleset<'_> {
             .add_rule(table, chain, V4::rule().saddr_not_in("own4").goto("refuse"))
             .add_rule(table, chain, V6::rule().saddr_not_in("own6").goto("refuse"));
         if !self.ipv6 {
-            batch.add_rule(table, chain, rule().ipv6().goto("refuse"));
+            batch.add_rule(table, chain, rule().ipv6().goto("reject"));
         }
         let entries = EntrySets::add(batch, table, "", self.view);
         for rule in entries.rules(Direction::Out, "permit", "refuse") {
@@ -296,13 +310,20 @@ const ICMPV6_NEIGHBOURS: std::ops::RangeInclusive<u8> = 133..=137;
 const ICMPV6_MLDV2: u8 = 143;
 
 /// What the output refuses. A connection to the web may have been made and not accepted yet, because its client has said
-/// nothing: whatever a new policy, or the end of its binding, does to it then, the proxy hears of it, judges it and records
-/// that. The kernel resets what is no connection.
+/// nothing: if a new policy, or the end of its binding, refuses it meanwhile, the proxy has to hear of it, to judge it and
+/// to record that. So what such connections send goes there; what is no connection the kernel resets there. Those that
+/// were accepted are cut by the proxy alone.
 fn refuse(batch: &mut Batch, table: &Table) {
     for port in WEB_PORTS {
-        batch.add_rule(table, "refuse", rule().tcp().dport(port).tcp_flags(SYN, 0).goto("divert"));
+        batch.add_rule(table, "refuse", carries_on(rule().tcp().dport(port)).goto("divert"));
     }
     batch.add_rule(table, "refuse", rule().goto("reject"));
+}
+
+/// Belongs to a connection, if there is one, instead of opening it.
+fn carries_on<F>(segment: Match<F, Tcp>) -> Match<F, Tcp> {
+    const SYN: u8 = 0x02;
+    segment.tcp_flags(SYN, 0)
 }
 
 /// Counted and logged (of TCP only the opening packet: the rest are no attempts), answered so that nobody waits.
@@ -319,8 +340,6 @@ fn reject(batch: &mut Batch, table: &Table) {
 }
 
 const TCP: u8 = 6;
-/// The flag of a segment that opens a connection (RFC 9293).
-const SYN: u8 = 0x02;
 
 fn bound_sets<F: Side>(batch: &mut Batch, table: &Table) {
     batch

@@ -5,7 +5,7 @@ mod lab;
 
 use std::{
     io::ErrorKind::{ConnectionRefused, PermissionDenied},
-    net::{TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
 };
 
 use gate::{GATE_V4, GATE_V6};
@@ -273,34 +273,46 @@ fn a_tighter_policy_holds_for_the_next_connection_and_cuts_the_one_that_is_open(
 
 #[test]
 fn a_connection_that_has_said_nothing_is_judged_by_the_policy_in_force_when_it_speaks() {
-    const ALLOWED: &str = "104.16.1.1";
-    const PERMITTING: [&[&str]; 2] = [&["allowed.test", "sib.test"], &["allowed.test", "93.184.216.0/24"]];
-    const REFUSING: [&[&str]; 2] = [&["sib.test"], &["sib.test", "93.184.216.0/24"]];
-    let permitting = PERMITTING.map(|entries| (allow(entries), true));
-    let refusing = REFUSING.map(|entries| (allow(entries), false));
-    let denying =
-        [deny(&["0.0.0.0/0"]), deny(&["104.16.0.0/16", "2606:4700::/32"])].map(|spec| (spec, false));
-    for (spec, is_permitted) in [&permitting[..], &refusing, &denying].concat() {
-        lab::run(|lab| async move {
-            let sandbox = lab.allowing(&["allowed.test"]).await;
-            sandbox.lookup("allowed.test").await;
-            let silent = sandbox.connect(&format!("{ALLOWED}:80")).await.unwrap();
-            sandbox.set_policy(&lab, &spec).await;
-            let answer = sandbox.run(move || lab::get(silent, "allowed.test")).await.unwrap();
-            let status = if is_permitted { "HTTP/1.1 200" } else { "HTTP/1.1 403" };
-            assert!(answer.starts_with(status), "{spec:?}: {answer}");
-            assert_eq!(lab.seen_at(ALLOWED) > 0, is_permitted, "{spec:?}");
-            let mut events = lab.events(&sandbox).await;
-            events.retain(|event| event.kind.starts_with("egress_"));
-            let [event] = &events[..] else { panic!("{spec:?}: one event: {events:#?}") };
-            assert_eq!((event.count, event.host.as_deref()), (1, Some("allowed.test")), "{spec:?}");
-            assert_eq!(
-                event.kind,
-                if is_permitted { "egress_allowed" } else { "egress_blocked" },
-                "{spec:?}"
-            );
-            assert_eq!(event.generation, Some(2), "{spec:?}");
-        });
+    let name = Some("allowed.test");
+    let wired = "93.184.216.0/24";
+    let by_proxy = [
+        (allow(&["allowed.test", "sib.test"]), 200, name),
+        (allow(&["allowed.test", wired]), 200, name),
+        (allow(&["sib.test"]), 403, name),
+        (allow(&["sib.test", wired]), 403, name),
+        (deny(&["0.0.0.0/0"]), 403, name),
+        (deny(&["104.16.0.0/16", "2606:4700::/32"]), 403, name),
+    ];
+    // Others to there go by a wire then.
+    let by_wire = [(allow(&["104.16.0.0/16", "2606:4700::/32"]), 200, None), (deny(&[wired]), 200, name)];
+    let names = allow(&["allowed.test"]);
+    for (to, begin, then) in [
+        ("104.16.1.1", &names, [&by_proxy[..], &by_wire].concat()),
+        ("2606:4700:1::1", &names, [&by_proxy[..], &by_wire].concat()),
+        // With a wire from the beginning, its address is what connections come from.
+        ("104.16.1.1", &allow(&["allowed.test", wired]), by_proxy.to_vec()),
+    ] {
+        for (spec, status, host) in then {
+            let begin = begin.clone();
+            lab::run(|lab| async move {
+                let sandbox = lab.attach(&begin).await;
+                sandbox.lookup("allowed.test").await;
+                sandbox.lookup_v6("allowed.test").await;
+                let silent =
+                    sandbox.connect(&SocketAddr::new(to.parse().unwrap(), 80).to_string()).await.unwrap();
+                sandbox.set_policy(&lab, &spec).await;
+                let answer = sandbox.run(move || lab::get(silent, "allowed.test")).await.unwrap();
+                let begins = format!("HTTP/1.1 {status} ");
+                assert!(answer.starts_with(&begins), "{to} {begin:?} {spec:?}: {answer}");
+                assert_eq!(lab.seen_at(to) > 0, status == 200, "{to} {spec:?}");
+                let mut events = lab.events(&sandbox).await;
+                events.retain(|event| event.kind.starts_with("egress_"));
+                let [event] = &events[..] else { panic!("{to} {spec:?}: one event: {events:#?}") };
+                let kind = if status == 200 { "egress_allowed" } else { "egress_blocked" };
+                assert_eq!((&*event.kind, event.host.as_deref()), (kind, host), "{to} {spec:?}");
+                assert_eq!((event.count, event.generation), (1, Some(2)), "{to} {spec:?}");
+            });
+        }
     }
 }
 

@@ -223,6 +223,26 @@ fn a_connection_through_the_proxy_lives_on_when_the_wire_comes_and_goes() {
 }
 
 #[test]
+fn a_connection_that_is_older_than_the_wire_goes_on_through_the_proxy_and_is_cut_once() {
+    lab::run(|lab| async move {
+        let sandbox = lab.allowing(&["api.github.com"]).await;
+        sandbox.lookup("api.github.com").await;
+        let older = echo(&sandbox, sandbox.connect("140.82.112.5:7777").await.unwrap()).await.unwrap();
+        sandbox.set_policy(&lab, &allow(&["api.github.com", "140.82.112.0/24"])).await;
+        let older = echo(&sandbox, older).await.unwrap();
+        let newer = echo(&sandbox, sandbox.connect("140.82.112.5:7777").await.unwrap()).await.unwrap();
+        sandbox.set_policy(&lab, &allow(&["10.1.2.3"])).await;
+        assert!(echo(&sandbox, older).await.is_err() && echo(&sandbox, newer).await.is_err());
+        let mut revoked = lab.events(&sandbox).await;
+        revoked.retain(|event| event.kind != "egress_allowed");
+        let hosts: Vec<_> =
+            revoked.iter().map(|event| (&*event.kind, event.host.as_deref(), event.count)).collect();
+        let name = Some("api.github.com");
+        assert_eq!(hosts, [("egress_revoked", name, 1), ("egress_revoked", None, 1)], "{revoked:#?}");
+    });
+}
+
+#[test]
 fn names_are_resolved_and_connected_to_while_the_first_wire_comes() {
     lab::run(|lab| async move {
         for _ in 0..5 {

@@ -28,6 +28,9 @@ use crate::{
     socket::Socket,
 };
 
+/// The ports of the web: a server there never speaks first, and nothing but TLS and HTTP is spoken. The busier comes first.
+pub const WEB_PORTS: [u16; 2] = [443, 80];
+
 /// An accepted connection and all that its handling needs.
 pub(crate) struct Connection<E: Egress> {
     pub(crate) egress: Arc<E>,
@@ -292,9 +295,8 @@ impl<E: Egress> Connection<E> {
         self.registration.entry()
     }
 
-    /// On the ports of the web a server never speaks first, and nothing but TLS and HTTP is spoken.
     fn is_web_port(&self) -> bool {
-        matches!(self.destination.port(), 80 | 443)
+        WEB_PORTS.contains(&self.destination.port())
     }
 
     fn server_may_be_first(&self, in_force: &InForce) -> bool {

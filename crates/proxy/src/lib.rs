@@ -33,6 +33,7 @@ mod turns;
 mod workers;
 
 pub use bytes::ByteLimits;
+pub use connection::WEB_PORTS;
 pub use egress::{Egress, EventId, Hold, NoAddress};
 pub use flows::Flows;
 pub use serve::{Limits, serve};
