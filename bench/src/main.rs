@@ -52,7 +52,8 @@ pub(crate) struct Settings {
     /// Short and few rounds: to see whether it works
     #[arg(long)]
     pub(crate) quick: bool,
-    /// How many rounds of each, ours and the peer's in turn [default: 5, quick: 1]
+    /// How many rounds of each, ours and the peer's in turn [default: 5, quick: 1]; of new connections there are eight
+    /// times as many, of a quarter of the time
     #[arg(long)]
     rounds: Option<usize>,
     /// How long each round of load lasts [default: 2000, quick: 400]

@@ -165,6 +165,17 @@ struct Side<'a> {
     resolver: Option<SocketAddr>,
 }
 
+impl Kind {
+    /// How many rounds, and the milliseconds of each. How many connections begin in a second depends on which of many threads
+    /// are put together on a processor, which changes from second to second: more rounds, and shorter ones, even that out.
+    fn rounds(self, settings: &Settings) -> (usize, u64) {
+        match self {
+            Self::Streams(..) | Self::FirstByte => (settings.rounds(), settings.milliseconds()),
+            Self::Connections(_) => (8 * settings.rounds(), settings.milliseconds() / 4),
+        }
+    }
+}
+
 impl Side<'_> {
     fn run(&self, kind: Kind, milliseconds: u64) -> Result<Outcome> {
         let client = Client { resolver: self.resolver, milliseconds };
@@ -191,12 +202,13 @@ impl Contest {
             return Ok(None);
         }
         let (mut our_values, mut peer_values) = (Vec::new(), Vec::new());
-        for round in 0..settings.rounds() {
+        let (rounds, milliseconds) = self.kind.rounds(settings);
+        for round in 0..rounds {
             // Who begins changes: the second may profit from what the first has warmed.
             let order = if round % 2 == 0 { [true, false] } else { [false, true] };
             for is_ours in order {
                 let (side, values) = if is_ours { (ours, &mut our_values) } else { (peer, &mut peer_values) };
-                let outcome = side.run(self.kind, settings.milliseconds()).with_context(|| name.clone())?;
+                let outcome = side.run(self.kind, milliseconds).with_context(|| name.clone())?;
                 if outcome.failed > 0 {
                     let who = if is_ours { "ours" } else { path.peer };
                     anstream::eprintln!("{name}: {who}: {} attempts failed", outcome.failed);
