@@ -83,7 +83,7 @@ impl Member {
         self.guarded(shared, wire, |wire| {
             let next = self.sandbox.force().now.clone();
             self.lay(shared, wire, &next, &shared.node())?;
-            self.sandbox.enforce(&next, wire.slot, &shared.node())?;
+            self.sandbox.enforce(&next, wire.slot, &shared.node(), false)?;
             panic!("on purpose")
         })
     }
@@ -200,7 +200,7 @@ impl Member {
         let wants = next.policy.topology() == Topology::Wire;
         // What the uplink lets through meanwhile is what both the old rules inside and the new ones outside permit.
         let changed = if wants { self.lay(shared, wire, next, &node) } else { Ok(()) };
-        if let Err(error) = changed.and_then(|()| self.sandbox.enforce(next, wire.slot, &node)) {
+        if let Err(error) = changed.and_then(|()| self.sandbox.enforce(next, wire.slot, &node, was_laid)) {
             self.step_back(shared, wire, was_laid, &before);
             return Err(error);
         }
@@ -215,6 +215,9 @@ impl Member {
             self.sandbox.flows.rejudge(next);
             if was_laid || wants {
                 revoke::cut(&self.sandbox, &before, next).unwrap_or_else(|error| self.complain(&error));
+            }
+            if was_laid {
+                self.sandbox.answer_wired().unwrap_or_else(|error| self.complain(&error));
             }
             if was_laid
                 && wants
@@ -285,7 +288,7 @@ impl Member {
             if wire.made_for.is_some() {
                 // Rules that reckon with a wire come before it: what goes to the daemon must not leave by it.
                 let now = self.sandbox.force().now.clone();
-                self.sandbox.enforce(&over_floor(&now, &node.floor), Some(slot), node)?;
+                self.sandbox.enforce(&over_floor(&now, &node.floor), Some(slot), node, false)?;
             }
             shared.connect(slot, &self.sandbox, carries)?;
             wire.is_laid = true;

@@ -36,6 +36,9 @@ pub(crate) struct Ruleset<'a> {
     pub(crate) proxy: ProxyPorts,
     /// The port at which the resolver receives datagrams.
     pub(crate) dns_port: u16,
+    /// Whether connections by the wire that are refused now get no answer, until they have been cut: one that was reset
+    /// before could not be recorded any more. [`answer_wired`] ends it.
+    pub(crate) is_cutting: bool,
 }
 
 /// The counter of refused packets that are attempts: each of them is to be recorded.
@@ -48,6 +51,16 @@ const LOG_RATE: u64 = 5000;
 const LOG_BURST: u32 = 5000;
 /// Bytes of a refused packet that are logged: headers, options included.
 pub(crate) const SNAPLEN: u32 = 96;
+
+/// The chain for connections that are about to be cut.
+const CUTTING: &str = "cutting";
+
+/// The transaction after which connections by the wire that are refused are reset.
+pub(crate) fn answer_wired() -> Batch {
+    let mut batch = Batch::new();
+    batch.flush_chain(&table(), CUTTING);
+    batch
+}
 
 /// The table of a sandbox's namespace. It is not tied to the daemon: when the daemon dies, the rules must stay.
 pub(crate) fn table() -> Table {
@@ -73,6 +86,7 @@ impl Ruleset<'_> {
             .add_chain(&table, &Chain::regular("divert"))
             .add_chain(&table, &Chain::regular("refuse"))
             .add_chain(&table, &Chain::regular("reject"))
+            .add_chain(&table, &Chain::regular(CUTTING))
             .add_chain(&table, &Chain::regular("report"))
             .add_chain(&table, &Chain::regular("quiet"))
             .add_chain(&table, &hook("output", self.output_type(), Hook::Output, priority::MANGLE))
@@ -93,6 +107,9 @@ impl Ruleset<'_> {
             .add_rule(&table, "permit", V6::rule().oifname(WIRE).saddr(SANDBOX_V6).goto("refuse"))
             .add_rule(&table, "permit", rule().accept())
             .add_rule(&table, "divert", rule().set_mark(DIVERT_MARK).accept());
+        if self.is_cutting {
+            self.cutting(&mut batch, &table);
+        }
         refuse(&mut batch, &table);
         reject(&mut batch, &table);
         self.sets(&mut batch, &table);
@@ -112,6 +129,16 @@ impl Ruleset<'_> {
             }
         }
         batch
+    }
+
+    fn cutting(&self, batch: &mut Batch, table: &Table) {
+        if let Some(slot) = self.slot {
+            batch.add_rule(table, CUTTING, carries_on(V4::rule().saddr(slot.v4()).tcp()).drop()).add_rule(
+                table,
+                CUTTING,
+                carries_on(V6::rule().saddr(slot.v6()).tcp()).drop(),
+            );
+        }
     }
 
     fn sets(&self, batch: &mut Batch, table: &Table) {
@@ -314,6 +341,7 @@ const ICMPV6_MLDV2: u8 = 143;
 /// to record that. So what such connections send goes there; what is no connection the kernel resets there. Those that
 /// were accepted are cut by the proxy alone.
 fn refuse(batch: &mut Batch, table: &Table) {
+    batch.add_rule(table, "refuse", rule().jump(CUTTING));
     for port in WEB_PORTS {
         batch.add_rule(table, "refuse", carries_on(rule().tcp().dport(port)).goto("divert"));
     }

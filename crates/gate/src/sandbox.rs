@@ -117,8 +117,15 @@ impl Sandbox {
     }
 
     /// Puts a policy in force: the rules in one transaction, with the bindings that the policy still permits.
-    /// From then on, what was permitted under another one is not bound any more.
-    pub(crate) fn enforce(&self, next: &InForce, slot: Option<Slot>, node: &Node) -> Result<(), GateError> {
+    /// From then on, what was permitted under another one is not bound any more. If there are connections to be cut, those by
+    /// the wire get no answer until [`Self::answer_wired`].
+    pub(crate) fn enforce(
+        &self,
+        next: &InForce,
+        slot: Option<Slot>,
+        node: &Node,
+        is_cutting: bool,
+    ) -> Result<(), GateError> {
         let policy = &next.policy;
         let force = Force::new(next.clone(), Some(self.force().now.clone()));
         let floor = node.floor.networks();
@@ -129,6 +136,7 @@ impl Sandbox {
             slot,
             proxy: self.proxy,
             dns_port: self.dns_port,
+            is_cutting,
         };
         let mut kernel = self.kernel.lock();
         let mut bindings = kernel.bindings.clone();
@@ -144,6 +152,12 @@ impl Sandbox {
         kernel.bindings = bindings;
         self.force.store(Arc::new(force));
         Ok(())
+    }
+
+    /// Has connections by the wire that are refused reset again, after those were cut that the policy does not permit.
+    pub(crate) fn answer_wired(&self) -> Result<(), GateError> {
+        let answered = self.kernel.lock().filter.commit(ruleset::answer_wired());
+        answered.map_err(|error| GateError::Rules("the sandbox", error))
     }
 
     /// Records what was refused while no daemon was there to be told: what the table of an earlier one has counted since

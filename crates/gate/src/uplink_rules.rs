@@ -66,7 +66,10 @@ pub(crate) fn table(floor: &[IpNet]) -> Batch {
         .add_rule(&table, REFUSE, rule().tcp().syn().log(&log(REFUSED)).end())
         .add_rule(&table, REFUSE, rule().l4proto_not(TCP).log(&log(REFUSED)).end())
         .add_rule(&table, REFUSE, rule().goto(REJECT))
-        .add_rule(&table, REJECT, rule().tcp().reset())
+        .add_rule(&table, REJECT, rule().tcp().syn().reset())
+        // A connection that the new rules of its wire refuse, and that will be cut in a moment: reset, it could not be
+        // recorded any more.
+        .add_rule(&table, REJECT, rule().tcp().drop())
         .add_rule(&table, REJECT, rule().reject(Unreachable::AdminProhibited));
     batch
 }

@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
 };
 
@@ -185,6 +186,43 @@ fn a_wired_connection_that_a_new_policy_refuses_is_cut_while_it_waits_and_the_wi
         sandbox.lookup("api.github.com").await;
         assert!(sandbox.get("140.82.112.5:80", "api.github.com").await.unwrap().starts_with("HTTP/1.1 200"));
     });
+}
+
+#[test]
+fn a_busy_wired_connection_that_a_new_policy_refuses_is_cut_with_one_event() {
+    const UPLOAD: &[u8] = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n";
+    let with_and_without_a_wire = [&["10.1.2.9"][..], &["api.github.com"]];
+    for entries in with_and_without_a_wire {
+        for (to, first) in [("10.1.2.3:80", UPLOAD), ("10.1.2.3:7777", b"\x01")] {
+            lab::run(|lab| async move {
+                let sandbox = lab.allowing(&["10.1.2.3"]).await;
+                let mut busy = sandbox.connect(to).await.unwrap();
+                let mut echoed = busy.try_clone().unwrap();
+                std::thread::spawn(move || io::copy(&mut echoed, &mut io::sink()));
+                let (sent, sends) = mpsc::channel();
+                let writing = std::thread::spawn(move || {
+                    busy.write_all(first).unwrap();
+                    while busy.write_all(&[b'x'; 1000]).is_ok() {
+                        let _ = sent.send(());
+                    }
+                });
+                for _ in 0..10 {
+                    sends.recv().unwrap();
+                }
+                sandbox.set_policy(&lab, &allow(entries)).await;
+                writing.join().unwrap();
+                let events = lab.events(&sandbox).await;
+                let mut told: Vec<_> = events.iter().map(|event| (&*event.kind, event.count)).collect();
+                // What the kernel has permitted is told by its log, which may come later than the cut.
+                told.sort_unstable();
+                assert_eq!(
+                    told,
+                    [("egress_allowed", 1), ("egress_revoked", 1)],
+                    "{to} {entries:?}: {events:#?}"
+                );
+            });
+        }
+    }
 }
 
 #[test]
