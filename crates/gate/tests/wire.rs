@@ -281,6 +281,71 @@ fn a_connection_that_is_older_than_the_wire_goes_on_through_the_proxy_and_is_cut
 }
 
 #[test]
+fn a_connection_from_the_wires_address_that_gets_a_wire_is_cut_at_both_ends_and_recorded_once() {
+    for (address, port, kind) in [
+        ("140.82.112.5", 80, "egress_revoked"),
+        ("140.82.112.5", 443, "egress_revoked"),
+        ("140.82.112.5", 7777, "egress_allowed"),
+        ("[::ffff:140.82.112.5]", 80, "egress_revoked"),
+        ("[::ffff:140.82.112.5]", 7777, "egress_allowed"),
+    ] {
+        lab::run(|lab| async move {
+            let sandbox = lab.allowing(&["api.github.com", "10.1.2.3"]).await;
+            sandbox.lookup("api.github.com").await;
+            let mut older = sandbox.connect(&format!("{address}:{port}")).await.unwrap();
+            if port == 7777 {
+                older = echo(&sandbox, older).await.unwrap();
+            }
+            sandbox.set_policy(&lab, &allow(&["api.github.com", "140.82.112.0/24"])).await;
+            assert!(echo(&sandbox, older).await.is_err(), "{port}");
+            let gone = async {
+                while sandbox.0.info().flows > 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(lab::PATIENCE, gone).await.expect("the proxy has heard of it");
+            let events = lab.events(&sandbox).await;
+            let [event] = &events[..] else { panic!("{port}: one event: {events:#?}") };
+            assert_eq!((&*event.kind, event.count), (kind, 1), "{port}");
+            // The twin goes by the wire.
+            echo(&sandbox, sandbox.connect("140.82.112.5:7777").await.unwrap()).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_connection_that_begins_as_soon_as_the_wire_is_there_lives_on() {
+    lab::run(|lab| async move {
+        let closed = deny(&["0.0.0.0/0"]);
+        let sandbox = lab.attach(&closed).await;
+        for _ in 0..10 {
+            let (trying, tries) = tokio::sync::oneshot::channel();
+            let first = sandbox.run(move || {
+                let to = "93.184.216.34:7777".parse().unwrap();
+                let mut trying = Some(trying);
+                loop {
+                    match lab::connect(to) {
+                        Ok(stream) => return stream,
+                        Err(error) => assert_eq!(error.kind(), ConnectionRefused),
+                    }
+                    if let Some(trying) = trying.take() {
+                        trying.send(()).unwrap();
+                    }
+                }
+            });
+            let opened = async {
+                tries.await.unwrap();
+                sandbox.set_policy(&lab, &PolicySpec::default()).await;
+            };
+            let (first, ()) = tokio::join!(first, opened);
+            let first = echo(&sandbox, first).await.unwrap();
+            sandbox.set_policy(&lab, &closed).await;
+            assert!(echo(&sandbox, first).await.is_err());
+        }
+    });
+}
+
+#[test]
 fn names_are_resolved_and_connected_to_while_the_first_wire_comes() {
     lab::run(|lab| async move {
         for _ in 0..5 {

@@ -34,6 +34,8 @@ pub struct SocketEntry {
     pub local: SocketAddr,
     /// Its peer's address. An IPv4 peer of an IPv6 socket is told as the IPv4 address.
     pub remote: SocketAddr,
+    /// Whether it is a TCP connection that came in and that its listener has not got yet.
+    pub is_opening: bool,
     family: u8,
     identity: [u8; IDENTITY_BYTES],
 }
@@ -85,9 +87,10 @@ const SOCK_DESTROY: u16 = 21;
 const IDENTITY_BYTES: usize = 48;
 /// `struct inet_diag_req_v2`.
 const REQUEST_BYTES: usize = 8 + IDENTITY_BYTES;
+const SYN_RECV: u8 = 3;
 /// ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING. A connected UDP socket is
 /// "established".
-const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+const STATES: u32 = 1 << 1 | 1 << 2 | 1 << SYN_RECV | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
 fn raw_family(family: Family) -> u8 {
     match family {
@@ -133,7 +136,8 @@ pub(crate) fn socket_entry(transport: Transport, body: &[u8]) -> Option<SocketEn
     };
     let local = SocketAddr::new(address(4)?, port(0)?);
     let remote = SocketAddr::new(address(20)?, port(2)?);
-    Some(SocketEntry { transport, local, remote, family, identity })
+    let is_opening = *body.get(1)? == SYN_RECV;
+    Some(SocketEntry { transport, local, remote, is_opening, family, identity })
 }
 
 /// What goes over the socket: a request as it is sent, or an answer's bytes.
