@@ -86,12 +86,14 @@ fn a_reader_that_stands_still_holds_up_a_session_and_one_that_leaves_or_reads_le
     let much = KEPT_SESSION * 2;
     let pid = start(&lab, &format!("head -c {much} /dev/zero; echo over >&2; read end"), None);
     let mut still = follow(&lab, pid, FollowFrom::Piece(0));
-    let mut seen = 0;
-    while let InitFrame::Piece { stream, data, .. } = still.next() {
-        if stream == Stream::Stderr {
-            break;
+    let (mut seen, mut is_over) = (0, false);
+    // Each stream is in order, and not the two together.
+    while seen < much || !is_over {
+        match still.next() {
+            InitFrame::Piece { stream: Stream::Stderr, .. } => is_over = true,
+            InitFrame::Piece { data, .. } => seen += data.len(),
+            other => panic!("{other:?} after {seen} bytes"),
         }
-        seen += data.len();
     }
     assert_eq!(seen, much, "one that reads gets all of it, however much it is");
     say(&lab, pid, b"\n");
