@@ -52,11 +52,11 @@ fn destroy(
                 let met = ends.get(&(socket.remote, socket.local)).copied();
                 let Some(cut) = judge(socket, met) else { continue };
                 table.destroy(socket)?;
+                revoked.extend(cut.map(|verdict| event(socket, verdict, generation)));
                 if let Some(met) = met {
                     // What the proxy is told by packets would go by the wire.
                     table.destroy(met)?;
                 }
-                revoked.extend(cut.map(|verdict| event(socket, verdict, generation)));
             }
         }
         Ok(())
@@ -88,7 +88,7 @@ fn judge(
         // it, unless it has not even been accepted.
         (false, true) => {
             let is_unheard = met.is_some_and(|met| met.is_opening);
-            is_unheard.then(|| Some(not_bound(now.policy.judge(&flow(socket))))).or(Some(None))
+            Some(is_unheard.then(|| not_bound(now.policy.judge(&flow(socket)))))
         }
         (true, false) => {
             let mut verdict = now.policy.judge(&flow(socket));
